@@ -1,0 +1,88 @@
+// Communication between ranks: one const table per transport, so that every parallel test runs on
+// CPU ranks. Calls take a context and device pointers, may be asynchronous on ctx->stream and
+// return only an error code. Sums are never in arrival order: they follow the tree of
+// core/pieces.h over the group's ranks, so a result doesn't depend on how many ranks hold the
+// leaves. Every wait has a deadline and names what it waited for (TSR_ETIMEOUT).
+#ifndef TSR_DIST_COMM_H
+#define TSR_DIST_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "core/progress.h"
+#include "kernels/ops.h"
+
+struct tsr_comm;
+
+// A set of ranks; rank and size are within it. A group of one makes every call a no-op or copy.
+struct tsr_group {
+    const char *name; // "tp", "pp", "dp", "world"
+    int rank, size;
+    void *impl;
+};
+
+// A message under way.
+struct tsr_request {
+    void *impl[2];
+    const char *what;
+    int peer;
+};
+
+enum tsr_traffic { TSR_TRAFFIC_TP, TSR_TRAFFIC_PP, TSR_TRAFFIC_DP, TSR_TRAFFIC_OTHER, TSR_N_TRAFFIC };
+
+struct tsr_comm_ops {
+    const char *name;
+    // Groups are made once, in the same order by all ranks of the world. `ranks` are world ranks.
+    int (*group_open)(struct tsr_comm *, struct tsr_group *g, const char *name, const int *ranks,
+                      int n_ranks, enum tsr_traffic kind);
+    void (*group_close)(struct tsr_comm *, struct tsr_group *g);
+
+    // buf(n) = tree over ranks of buf, on every rank. In place.
+    int (*all_reduce)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
+                      size_t n);
+    int (*all_reduce_max)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
+                          size_t n);
+    // send holds one contiguous slice per rank, counts[r] elements each, in rank order; recv
+    // (counts[rank]) = tree over ranks of this rank's slice.
+    int (*reduce_scatter)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *recv,
+                          const float *send, const size_t *counts);
+    // recv = the ranks' slices in rank order; send may lie in its place inside recv.
+    int (*all_gather)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *recv,
+                      const void *send, const size_t *n_bytes);
+    int (*broadcast)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf,
+                     size_t n_bytes, int root);
+    int (*barrier)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const char *what,
+                   double timeout_s);
+
+    // Point to point within a group; tags keep micro-batches apart. Buffers stay untouched until
+    // wait. A request that was never started (all zero) waits at once.
+    int (*send)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const void *buf,
+                size_t n_bytes, int to, int tag, struct tsr_request *r);
+    int (*recv)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf,
+                size_t n_bytes, int from, int tag, struct tsr_request *r);
+    int (*wait)(struct tsr_ctx *, struct tsr_comm *, struct tsr_request *r);
+};
+
+struct tsr_comm {
+    const struct tsr_comm_ops *ops;
+    int rank, world;
+    int local_rank, local_size; // on this host
+    char host[256];
+    double timeout_s; // deadline of every wait
+    struct tsr_progress *progress;
+    uint64_t bytes_sent[TSR_N_TRAFFIC]; // since start, payload this rank handed to others
+    double seconds;                     // spent waiting in calls, for the bench report
+    struct tsr_group world_group;
+};
+
+// One process, no MPI.
+int tsr_comm_open_single(struct tsr_comm *c, struct tsr_progress *p);
+// Joins the MPI job that this process was started in. Called on the main thread, once.
+int tsr_comm_open_mpi(struct tsr_comm *c, int *argc, char ***argv, struct tsr_progress *p);
+// True when mpirun or srun started this process as one of several ranks (from the environment,
+// without MPI_Init).
+int tsr_comm_under_mpi(void);
+void tsr_comm_close(struct tsr_comm *c);
+// A local failure: prints one line with rank and host and ends the whole job with `exit_code`.
+_Noreturn void tsr_comm_abort(struct tsr_comm *c, int exit_code);
+
+#endif

@@ -1,0 +1,23 @@
+// A pool of threads that run one function over [0, n) parts. The caller is thread 0. Parts are
+// handed out dynamically; results never depend on who ran a part.
+#ifndef TSR_KERNELS_CPU_POOL_H
+#define TSR_KERNELS_CPU_POOL_H
+
+struct tsr_pool;
+
+struct tsr_pool *tsr_pool_open(int n_threads, const void *isa_table); // NULL: out of memory
+void tsr_pool_close(struct tsr_pool *p);
+int tsr_pool_threads(const struct tsr_pool *p);
+const void *tsr_pool_isa(const struct tsr_pool *p); // the table given at open
+
+// Calls fn(arg, part, thread) for each part in [0, n_parts); returns when all are done. Spins
+// briefly, then yields, then sleeps: a busy neighbour must not cripple a barrier.
+void tsr_pool_run(struct tsr_pool *p, int n_parts, void (*fn)(void *arg, int part, int thread),
+                  void *arg);
+
+// Scratch of one thread, grown on demand, kept; aligned to 64 bytes. NULL: out of memory.
+void *tsr_pool_scratch(struct tsr_pool *p, int thread, unsigned long n_bytes);
+// Scratch that all threads share (packed panels).
+void *tsr_pool_shared(struct tsr_pool *p, unsigned long n_bytes);
+
+#endif
