@@ -15,13 +15,18 @@ struct tsr_dataset;
 
 struct tsr_dataset_opt {
     const struct tsr_sources *sources;
-    const char *cache_dir;            // tokenized text is kept here as .bin/.idx
-    struct tsr_tokenizer *tokenizer;  // NULL: only .bin/.idx sources
-    int64_t vocab;                    // of the model: each id is checked to be below it
-    int64_t seq_len;                  // T
+    const char *cache_dir;           // tokenized text is kept here as .bin/.idx
+    struct tsr_tokenizer *tokenizer; // NULL: only .bin/.idx sources
+    const char *tokenizer_dir;       // its folder: tokenizer.json is part of the cache's name
+    int64_t vocab;                   // of the model: each id is checked to be below it
+    int64_t seq_len;                 // T
     bool shuffle;
     uint64_t seed;
-    enum { TSR_PART_ALL, TSR_PART_TRAIN, TSR_PART_HELD_OUT } part; // of text sources: every 20th 8 KiB block is held out
+    enum {
+        TSR_PART_ALL,
+        TSR_PART_TRAIN,
+        TSR_PART_HELD_OUT
+    } part;        // of text sources: every 20th 8 KiB block is held out
     bool isolated; // packing: report document starts
 };
 
@@ -41,6 +46,11 @@ int64_t tsr_dataset_n_tokens(const struct tsr_dataset *d);
 // bytes) it is set to 1 where a token begins a document, else 0.
 int tsr_dataset_sequence(const struct tsr_dataset *d, uint64_t g, int32_t *tokens,
                          uint8_t *doc_start);
+
+// Tokens [at, at + n) as they stand in the only source, without regard to sequences (`eval`
+// needs the last, shorter window). For datasets of one source.
+int tsr_dataset_read(const struct tsr_dataset *d, int64_t at, int64_t n, int32_t *tokens,
+                     uint8_t *doc_start);
 
 // Megatron-LM .bin/.idx ("MMIDIDX\0\0", version 1).
 struct tsr_indexed; // a mapped file pair

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static _Thread_local char text[2048];
+static _Thread_local char text[TSR_ERROR_TEXT];
 
 int tsr_fail(enum tsr_code code, const char *fmt, ...) {
     char fresh[sizeof text];
@@ -22,8 +22,12 @@ int tsr_fail_prefix(int code, const char *fmt, ...) {
     va_start(ap, fmt);
     int n = vsnprintf(fresh, sizeof fresh, fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof fresh)
-        snprintf(fresh + n, sizeof fresh - (size_t)n, ": %s", text);
+    if (n >= 0 && (size_t)n < sizeof fresh - 2) {
+        size_t at = (size_t)n + 2, kept = strnlen(text, sizeof fresh - at - 1);
+        memcpy(fresh + n, ": ", 2);
+        memcpy(fresh + at, text, kept);
+        fresh[at + kept] = 0;
+    }
     memcpy(text, fresh, sizeof text);
     return code;
 }

@@ -37,7 +37,10 @@ enum tsr_code {
 #undef X
 };
 
-enum { TSR_EXIT_BUG = 70 };
+enum {
+    TSR_EXIT_BUG = 70,
+    TSR_ERROR_TEXT = 8192, // bytes of the longest text kept, its NUL included
+};
 
 // Records a printf-style sentence for this thread and returns `code`, so that a failure is one
 // line: `return tsr_fail(TSR_EDATA, "%s: expected ..., found ...", path, ...);`

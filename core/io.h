@@ -10,6 +10,9 @@
 
 enum { TSR_PATH_MAX = 4096 };
 
+// Records "PATH: DOING: <text of errno value err>"; returns TSR_ENOSPC or TSR_EIO.
+int tsr_fail_errno(int err, const char *doing, const char *path);
+
 // Joins with one '/', truncation is TSR_EUSAGE. `b` absolute replaces `a`.
 int tsr_path_join(char out[static TSR_PATH_MAX], const char *a, const char *b);
 // The folder of a file's path ("." when it has none).

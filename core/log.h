@@ -28,4 +28,8 @@ __attribute__((format(printf, 2, 3))) void tsr_log(enum tsr_log_level level, con
 // True when stderr is a terminal: progress bars and colours are for terminals only.
 bool tsr_log_is_tty(void);
 
+// Draws `line` on the terminal's last line in place of what tsr_log_bar drew before; "" wipes it.
+// A log line that comes between wipes it first. Does nothing when stderr is no terminal.
+void tsr_log_bar(const char *line);
+
 #endif

@@ -44,8 +44,8 @@ struct tsr_model {
     enum tsr_rope_scaling rope_scaling;
     double rope_factor, rope_low_freq, rope_high_freq; // llama3 (and factor for linear)
     double rope_original_positions;
-    int64_t bos;               // -1 when absent
-    int64_t eos[TSR_MAX_EOS];  // n_eos of them, from config.json or generation_config.json
+    int64_t bos;              // -1 when absent
+    int64_t eos[TSR_MAX_EOS]; // n_eos of them, from config.json or generation_config.json
     int n_eos;
     char *config_json; // the text this came from, owned; keys not used here are kept on writing
 };
@@ -68,6 +68,10 @@ const char *tsr_preset_json(const char *name);
 void tsr_preset_each(void (*fn)(const char *name, void *arg), void *arg);
 
 void tsr_model_free(struct tsr_model *m);
+
+// Checks that `stored`, found in `where`, is the same mathematics as `m`: TSR_ECONFIG names the
+// first number that differs.
+int tsr_model_same(const struct tsr_model *m, const struct tsr_model *stored, const char *where);
 
 int64_t tsr_model_n_params(const struct tsr_model *m); // tied embeddings counted once
 

@@ -92,6 +92,20 @@ void tsr_run_fields_each(void (*fn)(const char *path, const char *type, const ch
 // The learning rate of step s, counted from 1 (docs/training.md).
 double tsr_run_lr(const struct tsr_run *r, int64_t s);
 
+// Virtual shards V and replicas W of a run laid out over tp and dp ranks, and whether the batch can
+// be dealt out so: V / tp and W / dp are powers of two, W divides the global batch, a micro-batch
+// is whole pieces of it or a piece is whole micro-batches. TSR_ECONFIG says what would fit.
+int tsr_run_shards(const struct tsr_run *r, int64_t tp, int64_t dp, int *V, int *W);
+
+// Checks the layout against the number of ranks and sets *dp, which may be given or derived:
+// world = tp pp dp, tsr_run_shards, and pp divides the micro-batches of a rank when interleaved.
+int tsr_run_check_world(const struct tsr_run *r, int64_t world, int64_t *dp);
+
+// Checks the run against its model: a layer for each of pp * chunks stages, a head for each of tp
+// ranks, positions for data.seq_len tokens (rotary positions have no end).
+struct tsr_model;
+int tsr_run_check_model(const struct tsr_run *r, const struct tsr_model *m, int64_t tp, int64_t pp);
+
 // The known word nearest to `word` by edit distance, or NULL when none is near. For messages.
 const char *tsr_nearest(const char *word, const char *const *known, int n_known);
 

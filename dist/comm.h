@@ -29,20 +29,37 @@ struct tsr_request {
 
 enum tsr_traffic { TSR_TRAFFIC_TP, TSR_TRAFFIC_PP, TSR_TRAFFIC_DP, TSR_TRAFFIC_OTHER, TSR_N_TRAFFIC };
 
+// What each call adds to c->bytes_sent[kind], for rank r of p, elements of 4 bytes. It is the count
+// of the message algorithm; ranks on one host that add out of shared memory report the same.
+//   all_reduce, all_reduce_max (n)  4 ((n - s) + (p - 1) s), s = |piece r of n in p| = floor((r+1)n/p)
+//                                   - floor(rn/p): other ranks' slices, then the own reduced slice
+//                                   to each of them
+//   reduce_scatter (counts)         4 (sum of counts - counts[r])
+//   all_gather (n_bytes)            (p - 1) n_bytes[r]
+//   broadcast (n_bytes)             n_bytes x children of r in the binomial tree; (p - 1) n_bytes
+//                                   over all ranks
+//   send (n_bytes)                  n_bytes
+//   recv, wait, barrier             0
+// A group of one adds nothing.
 struct tsr_comm_ops {
     const char *name;
+    // Ends communication: called by all ranks, after their groups are closed.
+    void (*close)(struct tsr_comm *);
+    // Ends the processes of the whole job; does not return.
+    void (*abort)(struct tsr_comm *, int exit_code);
+
     // Groups are made once, in the same order by all ranks of the world. `ranks` are world ranks.
     int (*group_open)(struct tsr_comm *, struct tsr_group *g, const char *name, const int *ranks,
                       int n_ranks, enum tsr_traffic kind);
     void (*group_close)(struct tsr_comm *, struct tsr_group *g);
 
-    // buf(n) = tree over ranks of buf, on every rank. In place.
+    // buf(n) = tree over ranks of buf, on every rank. In place. A maximum that meets a NaN is NaN.
     int (*all_reduce)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
                       size_t n);
     int (*all_reduce_max)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
                           size_t n);
     // send holds one contiguous slice per rank, counts[r] elements each, in rank order; recv
-    // (counts[rank]) = tree over ranks of this rank's slice.
+    // (counts[rank]) = tree over ranks of this rank's slice; recv may be that slice inside send.
     int (*reduce_scatter)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *recv,
                           const float *send, const size_t *counts);
     // recv = the ranks' slices in rank order; send may lie in its place inside recv.
@@ -50,11 +67,13 @@ struct tsr_comm_ops {
                       const void *send, const size_t *n_bytes);
     int (*broadcast)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf,
                      size_t n_bytes, int root);
+    // Returns when all ranks of the group have called it; `what` names the wait in messages.
     int (*barrier)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const char *what,
                    double timeout_s);
 
     // Point to point within a group; tags keep micro-batches apart. Buffers stay untouched until
-    // wait. A request that was never started (all zero) waits at once.
+    // wait. A request that was never started (all zero) waits at once; wait zeroes the request
+    // when it succeeds. Messages may be empty.
     int (*send)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const void *buf,
                 size_t n_bytes, int to, int tag, struct tsr_request *r);
     int (*recv)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf,
@@ -72,17 +91,22 @@ struct tsr_comm {
     uint64_t bytes_sent[TSR_N_TRAFFIC]; // since start, payload this rank handed to others
     double seconds;                     // spent waiting in calls, for the bench report
     struct tsr_group world_group;
+    int culprit; // 1 + the rank whose failure tsr_agree made known to all; 0: none
+    void *impl; // of the transport
 };
 
 // One process, no MPI.
 int tsr_comm_open_single(struct tsr_comm *c, struct tsr_progress *p);
-// Joins the MPI job that this process was started in. Called on the main thread, once.
+// Joins the MPI job that this process was started in. Called on the main thread, once. Reads the
+// environment: TESSERA_TIMEOUT (seconds, default 600) is the deadline of waits; TESSERA_SHM=0
+// sends messages even between ranks of one host.
 int tsr_comm_open_mpi(struct tsr_comm *c, int *argc, char ***argv, struct tsr_progress *p);
-// True when mpirun or srun started this process as one of several ranks (from the environment,
+// True when mpirun or srun started this process, be it as the only rank (from the environment,
 // without MPI_Init).
 int tsr_comm_under_mpi(void);
 void tsr_comm_close(struct tsr_comm *c);
-// A local failure: prints one line with rank and host and ends the whole job with `exit_code`.
+// A local failure: prints one line with rank, host and the recorded error sentence, and ends the
+// whole job with `exit_code`.
 _Noreturn void tsr_comm_abort(struct tsr_comm *c, int exit_code);
 
 #endif

@@ -13,7 +13,8 @@ struct tsr_mesh {
     int V, W;    // virtual shards and replicas
 };
 
-// rank = (dp_rank * pp + pp_rank) * tp + tp_rank
+// rank = (dp_rank * pp + pp_rank) * tp + tp_rank. Sets chunks = 1, V = tp, W = dp: the caller
+// overwrites them with what the run says.
 void tsr_mesh_place(struct tsr_mesh *m, int tp, int pp, int dp, int rank);
 int tsr_mesh_rank(const struct tsr_mesh *m, int tp_rank, int pp_rank, int dp_rank);
 

@@ -144,9 +144,13 @@ struct tsr_ops {
     // x(i,:) = wte(ids[i] - row0, :) + 0 when row0 <= ids[i] < row0 + n_rows, else +0.
     int (*embedding)(struct tsr_ctx *, tsr_elem *x, const int32_t *ids, const tsr_elem *wte,
                      int row0, int n_rows, int n, int c);
-    // dwte(ids[i] - row0, :) += dx(i,:), i ascending (one chain per row of the table).
-    int (*embedding_bwd)(struct tsr_ctx *, float *dwte, const int32_t *ids, const tsr_elem *dx,
-                         int row0, int n_rows, int n, int c);
+    // Gradient of a table from the tokens that picked its rows; dx (N, C). One chain: dtable(ids[i] -
+    // row0, :) += dx(i,:), i ascending, continuing what is there. Several chains (`rows` say which
+    // token feeds which): dtable row += the tree over chains of those sums; a chain without tokens
+    // is +0.
+    int (*embedding_bwd)(struct tsr_ctx *, float *dtable, const int32_t *ids, const tsr_elem *dx,
+                         const struct tsr_rows *rows, int n_rows, int n_chains, int row0,
+                         int n_table, int c);
     // x(i,:) = x(i,:) + wpe(pos[i], :), in place.
     int (*position)(struct tsr_ctx *, tsr_elem *x, const int32_t *pos, const tsr_elem *wpe, int n,
                     int c);

@@ -12,6 +12,71 @@
 #define TSR_PASTE(a, b)  TSR_PASTE_(a, b)
 #define TSR_FN(name)     TSR_PASTE(name, TSR_ISA)
 
+// Which of the three this compilation is: TSR_ISA_AVX512, TSR_ISA_AVX2 or neither.
+#define TSR_ISA_IS_avx512   512
+#define TSR_ISA_IS_avx2     2
+#define TSR_ISA_IS_portable 1
+#ifdef TSR_ISA
+#if TSR_PASTE(TSR_ISA_IS, TSR_ISA) == 512
+#define TSR_ISA_AVX512 1
+#elif TSR_PASTE(TSR_ISA_IS, TSR_ISA) == 2
+#define TSR_ISA_AVX2 1
+#elif TSR_PASTE(TSR_ISA_IS, TSR_ISA) != 1
+#error "TSR_ISA must be avx512, avx2 or portable"
+#endif
+#endif
+
 extern const struct tsr_ops tsr_ops_avx512, tsr_ops_avx2, tsr_ops_portable;
+
+// Every entry of struct tsr_ops that exists three times: TSR_FN(tsr_gemm) and so on. Prototypes
+// and isa/table.c are both made from this list, so they can't differ from ops.h.
+#define TSR_ISA_OPS(X)                                                                             \
+    X(gemm)                                                                                        \
+    X(embedding)                                                                                   \
+    X(embedding_bwd)                                                                               \
+    X(position)                                                                                    \
+    X(layernorm)                                                                                   \
+    X(rmsnorm)                                                                                     \
+    X(norm_bwd)                                                                                    \
+    X(norm_bwd_params)                                                                             \
+    X(colsum)                                                                                      \
+    X(rotary)                                                                                      \
+    X(kv_store)                                                                                    \
+    X(attention)                                                                                   \
+    X(attention_bwd)                                                                               \
+    X(kv_slot_sum)                                                                                 \
+    X(act)                                                                                         \
+    X(act_bwd)                                                                                     \
+    X(gated)                                                                                       \
+    X(gated_bwd)                                                                                   \
+    X(bias_dropout_add)                                                                            \
+    X(dropout_bwd)                                                                                 \
+    X(add)                                                                                         \
+    X(add_f32)                                                                                     \
+    X(tree_add)                                                                                    \
+    X(xent_max)                                                                                    \
+    X(xent_exp)                                                                                    \
+    X(xent_loss)                                                                                   \
+    X(sumsq)                                                                                       \
+    X(adamw)                                                                                       \
+    X(init_normal)
+
+#ifdef TSR_ISA
+#define X(op) extern __typeof__(*((const struct tsr_ops *)0)->op) TSR_FN(tsr_##op);
+TSR_ISA_OPS(X)
+#undef X
+
+// y = act(x) on n elements, for the epilogue of a product: the same bits as the op. y may be x.
+void TSR_FN(tsr_act_span)(enum tsr_act act, float *y, const float *x, int n);
+#endif
+
+// Memory is the same for every instruction set (kernels/cpu/memory.c).
+int tsr_cpu_alloc(struct tsr_ctx *ctx, size_t n_bytes, void **out);
+void tsr_cpu_free(struct tsr_ctx *ctx, void *p, size_t n_bytes);
+int tsr_cpu_zero(struct tsr_ctx *ctx, void *p, size_t n_bytes);
+int tsr_cpu_copy(struct tsr_ctx *ctx, void *dst, const void *src, size_t n_bytes);
+int tsr_cpu_copy_2d(struct tsr_ctx *ctx, tsr_elem *dst, ptrdiff_t ldd, const tsr_elem *src,
+                    ptrdiff_t lds, int rows, int cols);
+int tsr_cpu_sync(struct tsr_ctx *ctx);
 
 #endif

@@ -1,0 +1,115 @@
+#include "dist/batch.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include "core/error.h"
+
+static void *take(size_t n, size_t size, int *rc) {
+    void *p = calloc(n ? n : 1, size);
+    if (!p)
+        *rc = tsr_fail(TSR_ENOMEM, "no memory for a micro-batch");
+    return p;
+}
+
+int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, int seq_len) {
+    memset(b, 0, sizeof *b);
+    b->n_seqs = n_seqs;
+    b->seq_len = seq_len;
+    b->n = n_seqs * seq_len;
+    struct tsr_range tok = {0, seq_len};
+    if (net->opt.sequence_parallel)
+        tok = tsr_piece_of_rank(seq_len, net->mesh.V, net->mesh.tp_rank, net->mesh.tp);
+    b->tok_lo = (int)tok.lo;
+    b->tok_hi = (int)tok.hi;
+    b->n_local = n_seqs * (b->tok_hi - b->tok_lo);
+    int rc = 0;
+    size_t n = (size_t)b->n, s = (size_t)n_seqs;
+    b->ids = take(n, sizeof *b->ids, &rc);
+    b->targets = take(n, sizeof *b->targets, &rc);
+    b->pos = take(n, sizeof *b->pos, &rc);
+    b->pos_local = take(n, sizeof *b->pos_local, &rc);
+    b->ids_local = take(n, sizeof *b->ids_local, &rc);
+    b->segs = take(n, sizeof *b->segs, &rc);
+    b->max_segs = b->n;
+    b->local_segs = take(s, sizeof *b->local_segs, &rc);
+    b->whole_segs = take(s, sizeof *b->whole_segs, &rc);
+    b->replica_rows = take(s, sizeof *b->replica_rows, &rc);
+    b->piece_rows = take(s, sizeof *b->piece_rows, &rc);
+    b->local_piece_rows = take(s, sizeof *b->local_piece_rows, &rc);
+    b->token_rows = take(s * (size_t)net->mesh.V, sizeof *b->token_rows, &rc);
+    return rc;
+}
+
+void tsr_batch_close(struct tsr_batch *b) {
+    void *all[] = {b->ids,        b->targets,    b->pos,          b->pos_local,  b->ids_local, b->segs,
+                   b->local_segs, b->whole_segs, b->replica_rows, b->piece_rows, b->token_rows, b->local_piece_rows};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+    memset(b, 0, sizeof *b);
+}
+
+// Cuts sequence `s` into attention segments: one, or one per document.
+static void cut_segments(struct tsr_batch *b, int s, uint64_t sequence, const uint8_t *doc_start) {
+    int T = b->seq_len;
+    const uint8_t *start = doc_start ? doc_start + (size_t)s * (size_t)(T + 1) : NULL;
+    for (int at = 0, doc = 0; at < T; doc++) {
+        int end = at + 1;
+        while (end < T && !(start && start[end]))
+            end++;
+        // Documents of one sequence draw their attention masks from streams of their own.
+        b->segs[b->n_segs++] =
+            (struct tsr_segment){.start = s * T + at,
+                                 .length = end - at,
+                                 .position = 0,
+                                 .sequence = sequence + (uint64_t)doc * 0x9E3779B1u};
+        for (int i = at; i < end; i++)
+            b->pos[s * T + i] = i - at;
+        // The last token of a document must not predict the next document's first.
+        if (start && b->targets && end <= T && start[end])
+            b->targets[s * T + end - 1] = -1;
+        at = end;
+    }
+}
+
+static void map_tokens(struct tsr_batch *b, const struct tsr_net *net, int s, int replica) {
+    int chains = tsr_net_token_chains(net), held = b->tok_hi - b->tok_lo;
+    int v0 = net->opt.sequence_parallel ? net->mesh.tp_rank * net->Vl : 0;
+    for (int c = 0; c < chains; c++) {
+        struct tsr_range t = tsr_piece(b->seq_len, v0 + c, net->mesh.V);
+        if (t.hi > t.lo)
+            b->token_rows[b->n_token_rows++] =
+                (struct tsr_rows){s * held + (int)t.lo - b->tok_lo, (int)(t.hi - t.lo),
+                                  replica * chains + c};
+    }
+}
+
+void tsr_batch_map(struct tsr_batch *b, const struct tsr_net *net, int index,
+                   uint64_t first_sequence, int per_replica, const uint8_t *doc_start) {
+    int T = b->seq_len, held = b->tok_hi - b->tok_lo, first = index * b->n_seqs;
+    b->n_segs = b->n_local_segs = 0;
+    b->n_replica_rows = b->n_token_rows = b->n_piece_rows = 0;
+    b->first_piece = first / per_replica;
+    b->n_pieces = b->n_seqs > per_replica ? b->n_seqs / per_replica : 1;
+    b->fresh = first % per_replica == 0;
+    b->complete = (first + b->n_seqs) % per_replica == 0;
+    b->leaf = b->first_piece / b->n_pieces;
+    for (int s = 0; s < b->n_seqs; s++) {
+        uint64_t sequence = first_sequence + (uint64_t)s;
+        int replica = (first + s) / per_replica;
+        cut_segments(b, s, sequence, doc_start);
+        b->local_segs[s] = (struct tsr_segment){
+            .start = s * held, .length = held, .position = b->tok_lo, .sequence = sequence};
+        b->whole_segs[s] =
+            (struct tsr_segment){.start = s * T, .length = T, .position = 0, .sequence = sequence};
+        b->replica_rows[b->n_replica_rows++] = (struct tsr_rows){s * T, T, replica};
+        int piece = replica - b->first_piece;
+        b->piece_rows[b->n_piece_rows] = (struct tsr_rows){s * T, T, piece};
+        b->local_piece_rows[b->n_piece_rows++] = (struct tsr_rows){s * held, held, piece};
+        map_tokens(b, net, s, replica);
+        for (int t = 0; t < held; t++) {
+            b->pos_local[s * held + t] = b->pos[s * T + b->tok_lo + t];
+            b->ids_local[s * held + t] = b->ids[s * T + b->tok_lo + t];
+        }
+    }
+    b->n_local_segs = b->n_seqs;
+}

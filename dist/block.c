@@ -1,0 +1,314 @@
+// A block's forward, and its backward as the mirror, line for line.
+#include "dist/block.h"
+
+#include <math.h>
+#include "core/error.h"
+#include "dist/linear.h"
+#include "dist/tp.h"
+
+#define P(kind) (net->layer[layer][TSR_T_##kind])
+
+static struct tsr_dropout dropout_of(const struct tsr_net *net, float p,
+                                     enum tsr_rng_purpose purpose, int layer, bool training) {
+    return (struct tsr_dropout){.p = training ? p : 0.0f,
+                                .key = tsr_rng_key(net->opt.seed, purpose, (uint32_t)layer, 0)};
+}
+
+struct tsr_attn tsr_block_attn(const struct tsr_net *net, const struct tsr_batch *b, int layer,
+                               bool training) {
+    const struct tsr_model *m = net->m;
+    int D = (int)m->head_dim, nq = (int)tsr_range_len(net->q), nkv = (int)tsr_range_len(net->kv);
+    return (struct tsr_attn){
+        .q0 = (int)net->q.lo,
+        .nq = nq,
+        .kv0 = (int)net->kv.lo,
+        .nkv = nkv,
+        .group = (int)(m->n_heads / m->n_kv_heads),
+        .head_dim = D,
+        .scale = (float)(1.0 / sqrt((double)D)),
+        .drop = dropout_of(net, net->opt.dropout.attention, TSR_RNG_DROP_ATTENTION, layer, training),
+        .n_segs = b->n_segs,
+        .segs = b->segs,
+        .n_tokens = b->n,
+        .ldq = nq * D,
+        .ldk = nkv * D,
+        .ldv = nkv * D,
+        .ldo = nq * D};
+}
+
+int tsr_norm(struct tsr_net *net, tsr_elem *y, float *mean, float *rstd, const tsr_elem *x,
+             const struct tsr_param *w, const struct tsr_param *b, int n) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    int c = (int)net->m->hidden;
+    float eps = (float)net->m->norm_eps;
+    if (net->m->rms_norm)
+        return ops->rmsnorm(net->ctx, y, rstd, x, w->w, eps, n, c);
+    return ops->layernorm(net->ctx, y, mean, rstd, x, w->w, b ? b->w : NULL, eps, n, c);
+}
+
+int tsr_norm_backward(struct tsr_net *net, const struct tsr_batch *b, tsr_elem *dx,
+                      const tsr_elem *dres, const tsr_elem *dy, const tsr_elem *x,
+                      const float *mean, const float *rstd, const struct tsr_param *w,
+                      const struct tsr_param *bias) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    int c = (int)net->m->hidden;
+    const float *mu = net->m->rms_norm ? NULL : mean;
+    TSR_TRY(ops->norm_bwd_params(net->ctx, w->acc, bias ? bias->acc : NULL, dy, x, mu, rstd,
+                                 b->token_rows, b->n_token_rows, c));
+    return ops->norm_bwd(net->ctx, dx, dres, dy, x, w->w, mu, rstd, b->n_local, c);
+}
+
+static int rotate(struct tsr_net *net, const struct tsr_batch *b, tsr_elem *q, tsr_elem *k,
+                  bool inverse) {
+    if (!net->rope)
+        return 0;
+    int D = (int)net->m->head_dim, nq = (int)tsr_range_len(net->q),
+        nkv = (int)tsr_range_len(net->kv);
+    const struct tsr_ops *ops = net->ctx->ops;
+    TSR_TRY(ops->rotary(net->ctx, q, nq * D, b->pos, net->rope, b->n, nq, D, inverse));
+    return ops->rotary(net->ctx, k, nkv * D, b->pos, net->rope, b->n, nkv, D, inverse);
+}
+
+// out (Nl, C) = residual + dropout(in w^T + bias), summed over ranks by the tree. Without ranks and
+// dropout everything happens in the product's epilogue: the same operations in the same order.
+static int row_parallel(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w,
+                        tsr_elem *out, const tsr_elem *residual, const tsr_elem *in,
+                        const struct tsr_param *weight, const struct tsr_param *bias,
+                        struct tsr_cut cut, struct tsr_dropout drop) {
+    if (net->mesh.tp == 1 && drop.p == 0.0f)
+        return tsr_row_linear(net, out, in, b->n, weight, cut, bias, residual);
+    TSR_TRY(tsr_row_linear(net, w->part, in, b->n, weight, cut, NULL, NULL));
+    TSR_TRY(tsr_tp_sum(net, b, w->part, w->staged));
+    int c = (int)net->m->hidden;
+    return net->ctx->ops->bias_dropout_add(net->ctx, out, residual, w->part, bias ? bias->w : NULL,
+                                           &drop, b->local_segs, b->n_local_segs, c, c, 0);
+}
+
+// out (Nl, C) = residual + attention(in), in and residual (Nl, C).
+static int attention_forward(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                             struct tsr_acts *a, struct tsr_work *w, bool training,
+                             const tsr_elem *in, const tsr_elem *residual, tsr_elem *out) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    const tsr_elem *h;
+    TSR_TRY(tsr_tp_rows(net, b, in, w->whole1, w->staged, &h));
+    TSR_TRY(tsr_column_linear(net, a->q, h, b->n, P(Q_W), P(Q_B)));
+    TSR_TRY(tsr_column_linear(net, a->k, h, b->n, P(K_W), P(K_B)));
+    TSR_TRY(tsr_column_linear(net, a->v, h, b->n, P(V_W), P(V_B)));
+    TSR_TRY(rotate(net, b, a->q, a->k, false));
+    struct tsr_attn attn = tsr_block_attn(net, b, layer, training);
+    TSR_TRY(ops->kv_store(net->ctx, &attn, a->k, a->v));
+    TSR_TRY(ops->attention(net->ctx, &attn, a->o, a->lse, a->q, a->k, a->v));
+    struct tsr_dropout drop =
+        dropout_of(net, net->opt.dropout.residual, TSR_RNG_DROP_ATTN_OUT, layer, training);
+    struct tsr_cut heads = {net->q_bound, (int)net->m->head_dim};
+    return row_parallel(net, b, w, out, residual, a->o, P(O_W), P(O_B), heads, drop);
+}
+
+// a->a (N, F) = dropout(act(up)) or dropout(act(gate) * up).
+static int activate(struct tsr_net *net, int layer, const struct tsr_batch *b, struct tsr_acts *a,
+                    bool training) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    int f = (int)tsr_range_len(net->f);
+    size_t n = (size_t)b->n * (size_t)f;
+    if (net->m->gated)
+        TSR_TRY(ops->gated(net->ctx, net->m->act, a->a, a->gate, a->up, n));
+    else
+        TSR_TRY(ops->act(net->ctx, net->m->act, a->a, a->up, n));
+    struct tsr_dropout drop =
+        dropout_of(net, net->opt.dropout.ffn, TSR_RNG_DROP_FFN, layer, training);
+    if (drop.p == 0.0f)
+        return 0;
+    return ops->bias_dropout_add(net->ctx, a->a, NULL, a->a, NULL, &drop, b->whole_segs, b->n_seqs,
+                                 f, f, net->f.lo);
+}
+
+// out (Nl, C) = residual + ffn(in).
+static int ffn_forward(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                       struct tsr_acts *a, struct tsr_work *w, bool training, const tsr_elem *in,
+                       const tsr_elem *residual, tsr_elem *out) {
+    const tsr_elem *h;
+    TSR_TRY(tsr_tp_rows(net, b, in, w->whole1, w->staged, &h));
+    if (net->m->gated)
+        TSR_TRY(tsr_column_linear(net, a->gate, h, b->n, P(GATE_W), P(GATE_B)));
+    TSR_TRY(tsr_column_linear(net, a->up, h, b->n, P(UP_W), P(UP_B)));
+    TSR_TRY(activate(net, layer, b, a, training));
+    struct tsr_dropout drop =
+        dropout_of(net, net->opt.dropout.residual, TSR_RNG_DROP_FFN_OUT, layer, training);
+    struct tsr_cut columns = {net->f_bound, 1};
+    return row_parallel(net, b, w, out, residual, a->a, P(DOWN_W), P(DOWN_B), columns, drop);
+}
+
+int tsr_block_forward(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                      struct tsr_acts *a, struct tsr_work *w, bool training, tsr_elem *y) {
+    int n = b->n_local;
+    if (net->m->post_norm) {
+        TSR_TRY(attention_forward(net, layer, b, a, w, training, a->x, a->x, a->mid));
+        TSR_TRY(tsr_norm(net, a->h1, a->mean1, a->rstd1, a->mid, P(NORM1_W), P(NORM1_B), n));
+        TSR_TRY(ffn_forward(net, layer, b, a, w, training, a->h1, a->h1, a->h2));
+        return tsr_norm(net, y, a->mean2, a->rstd2, a->h2, P(NORM2_W), P(NORM2_B), n);
+    }
+    TSR_TRY(tsr_norm(net, a->h1, a->mean1, a->rstd1, a->x, P(NORM1_W), P(NORM1_B), n));
+    TSR_TRY(attention_forward(net, layer, b, a, w, training, a->h1, a->x, a->mid));
+    TSR_TRY(tsr_norm(net, a->h2, a->mean2, a->rstd2, a->mid, P(NORM2_W), P(NORM2_B), n));
+    return ffn_forward(net, layer, b, a, w, training, a->h2, a->mid, y);
+}
+
+// The head of both backwards: *dy (N, C) is d through dropout, in full rows; the bias is summed.
+static int row_parallel_backward(struct tsr_net *net, const struct tsr_batch *b,
+                                 struct tsr_work *w, const tsr_elem *d, struct tsr_dropout drop,
+                                 const struct tsr_param *bias, const tsr_elem **dy) {
+    int c = (int)net->m->hidden;
+    if (drop.p != 0.0f) {
+        TSR_TRY(net->ctx->ops->dropout_bwd(net->ctx, w->dy, d, &drop, b->local_segs,
+                                           b->n_local_segs, c, c, 0));
+        d = w->dy;
+    }
+    TSR_TRY(tsr_row_bias_grad(net, b, bias, d));
+    return tsr_tp_rows(net, b, d, w->whole2, w->staged, dy);
+}
+
+// w->part (Nl, C) = gradient of `in` of ffn_forward, given d (Nl, C) of its sum.
+static int ffn_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                        struct tsr_acts *a, struct tsr_work *w, const tsr_elem *in,
+                        const tsr_elem *d) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    int f = (int)tsr_range_len(net->f);
+    size_t n = (size_t)b->n * (size_t)f;
+    struct tsr_dropout out_drop =
+        dropout_of(net, net->opt.dropout.residual, TSR_RNG_DROP_FFN_OUT, layer, true);
+    struct tsr_dropout drop = dropout_of(net, net->opt.dropout.ffn, TSR_RNG_DROP_FFN, layer, true);
+    const tsr_elem *dy, *h;
+    TSR_TRY(row_parallel_backward(net, b, w, d, out_drop, P(DOWN_B), &dy));
+    TSR_TRY(tsr_row_linear_dx(net, w->da, dy, b->n, P(DOWN_W)));
+    TSR_TRY(tsr_linear_dw(net, b, P(DOWN_W), dy, a->a));
+    if (drop.p != 0.0f)
+        TSR_TRY(ops->dropout_bwd(net->ctx, w->da, w->da, &drop, b->whole_segs, b->n_seqs, f, f,
+                                 net->f.lo));
+    TSR_TRY(tsr_tp_rows(net, b, in, w->whole1, w->staged, &h));
+    struct tsr_cut columns = {net->f_bound, 1};
+    struct tsr_dx_source src[2] = {{a->gate, P(GATE_W), columns}, {w->da, P(UP_W), columns}};
+    if (net->m->gated) {
+        // What was saved is used up: its place holds the gradient.
+        TSR_TRY(ops->gated_bwd(net->ctx, net->m->act, a->gate, a->up, w->da, a->gate, a->up, n));
+        src[1].dy = a->up;
+        TSR_TRY(tsr_linear_dw(net, b, P(GATE_W), src[0].dy, h));
+        TSR_TRY(tsr_column_bias_grad(net, b, P(GATE_B), src[0].dy));
+    } else {
+        TSR_TRY(ops->act_bwd(net->ctx, net->m->act, w->da, w->da, a->up, n));
+    }
+    TSR_TRY(tsr_linear_dw(net, b, P(UP_W), src[1].dy, h));
+    TSR_TRY(tsr_column_bias_grad(net, b, P(UP_B), src[1].dy));
+    int skip = net->m->gated ? 0 : 1;
+    TSR_TRY(tsr_column_linear_dx(net, w->part, b->n, src + skip, 2 - skip));
+    return tsr_tp_sum(net, b, w->part, w->staged);
+}
+
+// KV heads that several ranks need: the tree over ranks of their gradients, on each of them.
+static int sum_shared_kv(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    int D = (int)net->m->head_dim, nkv = (int)tsr_range_len(net->kv), ns = net->n_shared_kv;
+    size_t half = (size_t)b->n * (size_t)(ns * D);
+    TSR_TRY(ops->zero(net->ctx, w->shared, 2 * half * sizeof(float)));
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < ns; i++) {
+            int64_t local = net->shared_kv[i] - net->kv.lo;
+            if (local < 0 || local >= nkv)
+                continue;
+            for (int side = 0; side < 2; side++) {
+                tsr_elem *mine = tsr_at(net->ctx, side ? w->dv : w->dk, local * D);
+                tsr_elem *all = w->shared + (size_t)side * half + (size_t)(i * D);
+                if (pass == 0)
+                    TSR_TRY(ops->copy_2d(net->ctx, all, ns * D, mine, nkv * D, b->n, D));
+                else
+                    TSR_TRY(ops->copy_2d(net->ctx, mine, nkv * D, all, ns * D, b->n, D));
+            }
+        }
+        if (pass == 0)
+            TSR_TRY(net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, w->shared, 2 * half));
+    }
+    return 0;
+}
+
+// dq, dk, dv of the heads held here, joined over the pieces that share a KV head.
+static int attention_core_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                                   struct tsr_acts *a, struct tsr_work *w) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    int D = (int)net->m->head_dim, nkv = (int)tsr_range_len(net->kv);
+    struct tsr_attn attn = tsr_block_attn(net, b, layer, true);
+    TSR_TRY(ops->attention_bwd(net->ctx, &attn, net->slots, net->n_slots, w->dq, w->slot_k,
+                               w->slot_v, w->part, a->o, a->lse, a->q, a->k, a->v));
+    if (w->slot_k != w->dk) {
+        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dk, w->slot_k, net->slots, net->n_slots, net->Vl,
+                                 nkv, b->n, D));
+        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dv, w->slot_v, net->slots, net->n_slots, net->Vl,
+                                 nkv, b->n, D));
+    }
+    if (net->n_shared_kv > 0)
+        TSR_TRY(sum_shared_kv(net, b, w));
+    return rotate(net, b, w->dq, w->dk, true);
+}
+
+// w->part (Nl, C) = gradient of `in` of attention_forward, given d (Nl, C) of its sum.
+static int attention_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                              struct tsr_acts *a, struct tsr_work *w, const tsr_elem *in,
+                              const tsr_elem *d) {
+    struct tsr_dropout drop =
+        dropout_of(net, net->opt.dropout.residual, TSR_RNG_DROP_ATTN_OUT, layer, true);
+    const tsr_elem *dy, *h;
+    TSR_TRY(row_parallel_backward(net, b, w, d, drop, P(O_B), &dy));
+    TSR_TRY(tsr_linear_dw(net, b, P(O_W), dy, a->o));
+    TSR_TRY(tsr_row_linear_dx(net, w->part, dy, b->n, P(O_W))); // d of o: (N, nq D)
+    TSR_TRY(attention_core_backward(net, layer, b, a, w));
+    TSR_TRY(tsr_tp_rows(net, b, in, w->whole1, w->staged, &h));
+    TSR_TRY(tsr_linear_dw(net, b, P(Q_W), w->dq, h));
+    TSR_TRY(tsr_linear_dw(net, b, P(K_W), w->dk, h));
+    TSR_TRY(tsr_linear_dw(net, b, P(V_W), w->dv, h));
+    TSR_TRY(tsr_column_bias_grad(net, b, P(Q_B), w->dq));
+    TSR_TRY(tsr_column_bias_grad(net, b, P(K_B), w->dk));
+    TSR_TRY(tsr_column_bias_grad(net, b, P(V_B), w->dv));
+    int D = (int)net->m->head_dim;
+    struct tsr_dx_source src[3] = {{w->dq, P(Q_W), {net->q_bound, D}},
+                                   {w->dk, P(K_W), {net->kv_first, D}},
+                                   {w->dv, P(V_W), {net->kv_first, D}}};
+    TSR_TRY(tsr_column_linear_dx(net, w->part, b->n, src, 3));
+    return tsr_tp_sum(net, b, w->part, w->staged);
+}
+
+// Fills what selective recomputation left out.
+static int recompute(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                     struct tsr_acts *a, struct tsr_work *w, enum tsr_recompute mode) {
+    if (mode == TSR_RECOMPUTE_NONE)
+        return 0;
+    if (mode == TSR_RECOMPUTE_FULL)
+        return tsr_block_forward(net, layer, b, a, w, true, w->dmid);
+    const tsr_elem *x1 = net->m->post_norm ? a->mid : a->x;
+    TSR_TRY(tsr_norm(net, a->h1, a->mean1, a->rstd1, x1, P(NORM1_W), P(NORM1_B), b->n_local));
+    if (!net->m->post_norm)
+        TSR_TRY(tsr_norm(net, a->h2, a->mean2, a->rstd2, a->mid, P(NORM2_W), P(NORM2_B),
+                         b->n_local));
+    return activate(net, layer, b, a, true);
+}
+
+int tsr_block_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
+                       struct tsr_acts *a, struct tsr_work *w, enum tsr_recompute mode,
+                       tsr_elem *dx) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    size_t n = (size_t)b->n_local * (size_t)net->m->hidden;
+    TSR_TRY(recompute(net, layer, b, a, w, mode));
+    if (net->m->post_norm) {
+        TSR_TRY(tsr_norm_backward(net, b, w->dmid, NULL, dx, a->h2, a->mean2, a->rstd2, P(NORM2_W),
+                                  P(NORM2_B)));
+        TSR_TRY(ffn_backward(net, layer, b, a, w, a->h1, w->dmid));
+        TSR_TRY(ops->add(net->ctx, w->dmid, w->dmid, w->part, n));
+        TSR_TRY(tsr_norm_backward(net, b, dx, NULL, w->dmid, a->mid, a->mean1, a->rstd1,
+                                  P(NORM1_W), P(NORM1_B)));
+        TSR_TRY(attention_backward(net, layer, b, a, w, a->x, dx));
+        return ops->add(net->ctx, dx, dx, w->part, n);
+    }
+    TSR_TRY(ffn_backward(net, layer, b, a, w, a->h2, dx));
+    TSR_TRY(tsr_norm_backward(net, b, dx, dx, w->part, a->mid, a->mean2, a->rstd2, P(NORM2_W),
+                              P(NORM2_B)));
+    TSR_TRY(attention_backward(net, layer, b, a, w, a->h1, dx));
+    return tsr_norm_backward(net, b, dx, dx, w->part, a->x, a->mean1, a->rstd1, P(NORM1_W),
+                             P(NORM1_B));
+}

@@ -1,0 +1,70 @@
+// A pipeline stage's chunk of the model: what stands before, between and after its blocks.
+#ifndef TSR_DIST_STAGE_H
+#define TSR_DIST_STAGE_H
+
+#include "dist/block.h"
+
+// What one micro-batch in flight leaves in one chunk.
+struct tsr_slot {
+    struct tsr_acts *acts; // per layer of the chunk
+    tsr_elem *y;           // (Nl, C) output of the last block
+    float *mean, *rstd;    // (Nl) of the final norm; last stage only
+    tsr_elem *dh;          // (Nl, C) gradient of the final norm's output; last stage only
+};
+
+struct tsr_stage {
+    int chunk, n_layers, n_slots;
+    bool first, last;
+    struct tsr_slot *slots;
+};
+
+// Scratch of the ends of the model.
+struct tsr_ends {
+    tsr_elem *h;       // (Nl, C) final norm's output
+    tsr_elem *logits;  // (head_rows, vocabulary rows held)
+    int head_rows;     // rows of logits that stand at once
+    float *max, *loss; // (N)
+    float *sum_target; // (2, N)
+};
+
+struct tsr_model_state {
+    struct tsr_net *net;
+    enum tsr_recompute recompute;
+    int n_chunks;
+    struct tsr_stage *stages; // one per chunk
+    struct tsr_acts shared;
+    struct tsr_work work;
+    struct tsr_ends ends;
+    tsr_elem *spare; // (Nl, C) second buffer of inference
+    void *slab;
+    size_t slab_bytes;
+    float *host_loss; // (N) of the newest micro-batch of the last stage
+};
+
+// Allocates activations for micro-batches shaped like `b`, n_slots[c] in flight of chunk c.
+int tsr_model_state_open(struct tsr_model_state *s, struct tsr_net *net, const struct tsr_batch *b,
+                         enum tsr_recompute recompute, const int *n_slots, bool training);
+void tsr_model_state_close(struct tsr_model_state *s);
+
+// Where a chunk's input belongs: the first block's x, or y when the chunk has no block.
+static inline tsr_elem *tsr_slot_input(const struct tsr_stage *st, int slot) {
+    return st->n_layers ? st->slots[slot].acts[0].x : st->slots[slot].y;
+}
+
+// Forward of chunk `c` on a micro-batch whose input stands in tsr_slot_input (the first stage embeds
+// by itself). On the last stage fills s->host_loss, and when training the head's gradients and
+// slot->dh; `loss_scale` is 1 / (target tokens of the global batch).
+int tsr_stage_forward(struct tsr_model_state *s, int c, int slot, const struct tsr_batch *b,
+                      bool training, float loss_scale);
+
+// Forward without a backward to come: x (Nl, C) in (filled here on the first stage), *out (Nl, C)
+// is x or s->spare. `caches`: one per layer of the chunk, which the batch's segments extend, or
+// NULL.
+int tsr_stage_infer(struct tsr_model_state *s, int c, const struct tsr_batch *b, tsr_elem *x,
+                    const struct tsr_kv_cache *caches, tsr_elem **out);
+
+// dx (Nl, C): gradient of the chunk's output in (ignored on the last stage), of its input out.
+int tsr_stage_backward(struct tsr_model_state *s, int c, int slot, const struct tsr_batch *b,
+                       tsr_elem *dx);
+
+#endif

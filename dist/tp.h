@@ -1,0 +1,24 @@
+// Tensor parallelism as two named operators. At tp = 1 both are no-ops, so the model has no
+// `if (tp)`. Under sequence parallelism (Korthikanti et al. 2022, section 4.2.2) rows between
+// blocks are cut over the ranks, and the operators gather and scatter them.
+//
+//   operator    forward                       backward
+//   tp_copy     identity | gather rows        tree sum | tree sum, scatter rows
+//   tp_reduce   tree sum | sum, scatter rows  identity | gather rows
+#ifndef TSR_DIST_TP_H
+#define TSR_DIST_TP_H
+
+#include "dist/batch.h"
+
+enum { TSR_MAX_TP = 256 };
+
+// tp_copy forward, tp_reduce backward: *out is (N, C): x (Nl, C) itself when nothing is gathered,
+// else `whole`. staged: (N, C) of scratch, unused without sequence parallelism.
+int tsr_tp_rows(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x,
+                tsr_elem *whole, tsr_elem *staged, const tsr_elem **out);
+
+// tp_reduce forward, tp_copy backward: the first Nl rows of x become the tree over ranks of x
+// (N, C). staged: (N, C) of scratch, unused without sequence parallelism.
+int tsr_tp_sum(struct tsr_net *net, const struct tsr_batch *b, tsr_elem *x, tsr_elem *staged);
+
+#endif

@@ -1,0 +1,119 @@
+// Packing: a panel holds, term after term, one value of each of its rows (A) or columns (B), so
+// that a tile reads memory from front to back whatever the matrices' strides are.
+#include "kernels/cpu/isa/gemm.h"
+
+#define PACK_FN static inline __attribute__((always_inline))
+
+// dst[p ld_dst + r] = src[r ld + p] for r < rows, p < k, by VW x VW transposes. width is VW or MR:
+// that many lanes are written; rows from `rows` on read as zero. width and full are constants.
+PACK_FN void pack_across(float *dst, int ld_dst, const float *src, ptrdiff_t ld, int rows, int k,
+                         int width, bool full) {
+    for (int p = 0; p < k; p += VW) {
+        int n = k - p < VW ? k - p : VW;
+        vec r[VW];
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++) {
+            if (i >= width || (!full && i >= rows))
+                r[i] = vec_zero();
+            else
+                r[i] = n == VW ? vec_load(src + i * ld + p) : vec_load_n(src + i * ld + p, n);
+        }
+        vec_transpose(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++) {
+            if (i >= n)
+                break;
+            if (width == VW)
+                vec_store(dst + (ptrdiff_t)(p + i) * ld_dst, r[i]);
+            else
+                vec_store_mr(dst + (ptrdiff_t)(p + i) * ld_dst, r[i]);
+        }
+    }
+}
+
+// The terms of segment s, which begins at term `at`, that lie in [k0, k0 + k).
+static struct tsr_range overlap(const struct tsr_gemm_seg *s, ptrdiff_t at, ptrdiff_t k0, int k) {
+    struct tsr_range r = {k0 > at ? k0 - at : 0, s->k};
+    if (r.hi > k0 + k - at)
+        r.hi = k0 + k - at;
+    return r;
+}
+
+enum { PACK_AHEAD = 8 }; // rows that are fetched before they are needed
+
+// Panels of `width` rows or columns whose values of one term lie side by side in memory: lines
+// are read whole, in long runs. width is a constant.
+PACK_FN void pack_along(float *panels, const float *src, ptrdiff_t ld, int k,
+                        ptrdiff_t panel_size, int count, int width) {
+    for (int p = 0; p < k; p++) {
+        const float *s = src + p * ld;
+        float *d = panels + (ptrdiff_t)p * width;
+        int i = 0;
+        for (; i + width <= count; i += width, d += panel_size) {
+            __builtin_prefetch(s + i + PACK_AHEAD * ld);
+            __builtin_prefetch(s + i + PACK_AHEAD * ld + width - 1);
+            memcpy(d, s + i, (size_t)width * sizeof *d);
+        }
+        if (i < count) {
+            memset(d, 0, (size_t)width * sizeof *d);
+            memcpy(d, s + i, (size_t)(count - i) * sizeof *d);
+        }
+    }
+}
+
+static void pack_a_across(float *panels, const float *src, ptrdiff_t ld, int k,
+                          ptrdiff_t panel_size, int rows) {
+    for (int i = 0; i < rows; i += MR, panels += panel_size) {
+        if (rows - i >= MR)
+            pack_across(panels, MR, src + i * ld, ld, MR, k, MR, true);
+        else
+            pack_across(panels, MR, src + i * ld, ld, rows - i, k, MR, false);
+    }
+}
+
+static void pack_b_across(float *panels, const float *src, ptrdiff_t ld, int k,
+                          ptrdiff_t panel_size, int cols) {
+    for (int j = 0; j < cols; j += VW) {
+        float *dst = panels + j / NR * panel_size + j % NR;
+        if (cols - j >= VW)
+            pack_across(dst, NR, src + j * ld, ld, VW, k, VW, true);
+        else
+            pack_across(dst, NR, src + j * ld, ld, cols - j, k, VW, false);
+    }
+}
+
+void TSR_FN(tsr_gemm_pack_a)(float *panels, const struct tsr_gemm *g, ptrdiff_t k0, int k, int i,
+                             int rows) {
+    ptrdiff_t at = 0;
+    for (int s = 0; s < g->n_segs && at < k0 + k; at += g->segs[s].k, s++) {
+        const struct tsr_gemm_seg *seg = &g->segs[s];
+        struct tsr_range r = overlap(seg, at, k0, k);
+        if (r.lo >= r.hi)
+            continue;
+        const float *src = (const float *)seg->a + i * seg->a_i + r.lo * seg->a_p;
+        float *dst = panels + (at + r.lo - k0) * MR;
+        int n = (int)(r.hi - r.lo);
+        if (seg->a_i == 1)
+            pack_along(dst, src, seg->a_p, n, (ptrdiff_t)k * MR, rows, MR);
+        else
+            pack_a_across(dst, src, seg->a_i, n, (ptrdiff_t)k * MR, rows);
+    }
+}
+
+void TSR_FN(tsr_gemm_pack_b)(float *panels, const struct tsr_gemm *g, ptrdiff_t k0, int k, int j,
+                             int cols) {
+    ptrdiff_t at = 0;
+    for (int s = 0; s < g->n_segs && at < k0 + k; at += g->segs[s].k, s++) {
+        const struct tsr_gemm_seg *seg = &g->segs[s];
+        struct tsr_range r = overlap(seg, at, k0, k);
+        if (r.lo >= r.hi)
+            continue;
+        const float *src = (const float *)seg->b + r.lo * seg->b_p + j * seg->b_j;
+        float *dst = panels + (at + r.lo - k0) * NR;
+        int n = (int)(r.hi - r.lo);
+        if (seg->b_j == 1)
+            pack_along(dst, src, seg->b_p, n, (ptrdiff_t)k * NR, cols, NR);
+        else
+            pack_b_across(dst, src, seg->b_j, n, (ptrdiff_t)k * NR, cols);
+    }
+}

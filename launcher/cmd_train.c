@@ -1,0 +1,294 @@
+// `tessera train`: the one training loop.
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "core/error.h"
+#include "core/log.h"
+#include "core/progress_bar.h"
+#include "dist/leaves.h"
+#include "dist/store.h"
+#include "dist/train.h"
+#include "launcher/commands.h"
+#include "launcher/job.h"
+#include "launcher/metrics.h"
+#include "launcher/options.h"
+
+enum { MAX_OVERRIDES = 256, EVAL_TOKENS = 1 << 17 };
+
+struct training {
+    struct tsr_job job;
+    struct tsr_trainer trainer;
+    struct tsr_metrics metrics;
+    struct tsr_bar bar;
+    double peak_flops; // of all ranks
+    int64_t saved_step;
+};
+
+static struct tsr_progress *signalled; // the handler's only way to the job
+
+static void on_signal(int sig) {
+    (void)sig;
+    if (signalled)
+        signalled->stop = 1;
+}
+
+static void catch_signals(struct tsr_progress *p) {
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    signalled = p;
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+    sigaction(SIGUSR1, &a, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void print_field(const char *path, const char *type, const char *dflt, const char *help,
+                        void *arg) {
+    (void)arg;
+    printf("  %-28s %-26s %s\n%57s%s\n", path, type, dflt, "", help);
+}
+
+static int sequence_of(void *dataset, uint64_t g, int32_t *tokens, uint8_t *doc_start) {
+    return tsr_dataset_sequence(dataset, g, tokens, doc_start);
+}
+
+static bool rank0(const struct training *tr) {
+    return tr->job.comm.rank == 0;
+}
+
+// Sum over ranks of the measured peak: what `mfu` is a share of.
+static int measure_peak(struct training *tr) {
+    struct tsr_leaves l = {0};
+    double *all = NULL;
+    TSR_TRY(tsr_leaves_push(&l, tr->job.comm.rank, tsr_cpu_measure_peak(&tr->job.ctx) * 1e9));
+    TSR_TRY(tsr_leaves_gather(&tr->job.ctx, &tr->job.comm, &l, tr->job.comm.world, &all));
+    for (int r = 0; r < tr->job.comm.world; r++)
+        tr->peak_flops += all[r];
+    free(all);
+    return 0;
+}
+
+// The run directory with the resolved run file.
+static int open_run_dir(struct training *tr) {
+    const struct tsr_run *r = &tr->job.run;
+    if (rank0(tr)) {
+        char path[TSR_PATH_MAX];
+        struct tsr_buf yaml = {0};
+        TSR_TRY(tsr_mkdir_p(r->run.dir));
+        TSR_TRY(tsr_path_join(path, r->run.dir, "config.yaml"));
+        int rc = tsr_run_dump(r, &yaml);
+        if (rc == 0)
+            rc = tsr_write_file_durable(path, yaml.data, yaml.len);
+        tsr_buf_free(&yaml);
+        TSR_TRY(rc);
+        TSR_TRY(tsr_checkpoint_clean_temps(r->run.dir));
+    }
+    return 0;
+}
+
+static int load_state(struct training *tr, const char *dir) {
+    struct tsr_trainer *t = &tr->trainer;
+    struct tsr_state s;
+    struct tsr_model stored;
+    TSR_TRY(tsr_model_load(&stored, dir));
+    int rc = tsr_model_same(t->m, &stored, dir);
+    tsr_model_free(&stored);
+    TSR_TRY(rc);
+    TSR_TRY(tsr_state_read(&s, dir));
+    rc = tsr_run_check_resume(&tr->job.run, s.run_yaml, dir);
+    if (rc == 0 && (s.virtual_shards != t->net.mesh.V || s.virtual_replicas != t->net.mesh.W))
+        rc = tsr_fail(TSR_ECONFIG,
+                      "%s was trained with virtual_shards %lld and virtual_replicas %lld; this run "
+                      "has %d and %d",
+                      dir, (long long)s.virtual_shards, (long long)s.virtual_replicas,
+                      t->net.mesh.V, t->net.mesh.W);
+    if (rc == 0)
+        rc = tsr_store_load_checkpoint(&t->net, dir);
+    if (rc == 0) {
+        t->step = s.step;
+        t->updates = s.updates;
+        t->skipped = s.step - s.updates;
+        tr->saved_step = s.step;
+    }
+    tsr_state_free(&s);
+    return rc;
+}
+
+// Weights: the newest good checkpoint, a model directory, or fresh ones.
+static int load_weights(struct training *tr) {
+    const struct tsr_run *r = &tr->job.run;
+    struct tsr_net *net = &tr->trainer.net;
+    char dir[TSR_PATH_MAX];
+    int found = 0;
+    if (strcmp(r->checkpoint.resume, "auto") == 0) {
+        TSR_TRY(found = tsr_store_find(net, r->run.dir, dir));
+    } else if (strcmp(r->checkpoint.resume, "none") != 0) {
+        TSR_TRY(tsr_path_join(dir, r->checkpoint.resume, ""));
+        TSR_TRY(tsr_store_verify(net, dir));
+        found = 1;
+    }
+    if (found) {
+        TSR_TRY(load_state(tr, dir));
+        if (rank0(tr))
+            tsr_info("resuming after step %lld from %s", (long long)tr->trainer.step, dir);
+        return 0;
+    }
+    return r->model.from ? tsr_store_load_weights(net, r->model.from) : tsr_net_init(net);
+}
+
+static int save(struct training *tr) {
+    const struct tsr_run *r = &tr->job.run;
+    struct tsr_trainer *t = &tr->trainer;
+    struct tsr_buf yaml = {0};
+    if (tr->saved_step == t->step)
+        return 0;
+    tr->job.progress.phase = TSR_PHASE_CHECKPOINT;
+    TSR_TRY(tsr_run_dump(r, &yaml));
+    struct tsr_store_save s = {
+        .run_dir = r->run.dir,
+        .source_dir = r->model.from,
+        .tokenizer_dir = tr->job.tokenizer ? tr->job.tokenizer_dir : NULL,
+        .keep = r->checkpoint.keep,
+        .state = {.step = t->step,
+                  .updates = t->updates,
+                  .sequences = t->step * r->train.global_batch,
+                  .seed = r->run.seed,
+                  .virtual_shards = t->net.mesh.V,
+                  .virtual_replicas = t->net.mesh.W,
+                  .run_yaml = yaml.data}};
+    int rc = tsr_store_save_checkpoint(&t->net, &s);
+    tsr_buf_free(&yaml);
+    if (rc == 0)
+        tr->saved_step = t->step;
+    return rc;
+}
+
+// The loss on held-out data, at most EVAL_TOKENS of it; negative when it isn't due.
+static int evaluate(struct training *tr, double *loss) {
+    const struct tsr_run *r = &tr->job.run;
+    struct tsr_trainer *t = &tr->trainer;
+    *loss = -1.0;
+    bool due = r->train.eval_every > 0 &&
+               (t->step % r->train.eval_every == 0 || t->step == r->train.steps);
+    if (!due || !tr->job.valid)
+        return 0;
+    int64_t n = tsr_dataset_n_sequences(tr->job.valid), most = EVAL_TOKENS / r->data.seq_len;
+    most = most < 1 ? 1 : most;
+    return tsr_trainer_eval(t, sequence_of, tr->job.valid, n < most ? n : most, loss);
+}
+
+static int report(struct training *tr, const struct tsr_step_result *s, double seconds,
+                  double valid_loss) {
+    const struct tsr_trainer *t = &tr->trainer;
+    if (!rank0(tr))
+        return 0;
+    double tokens = (double)(tr->job.run.train.global_batch * tr->job.run.data.seq_len);
+    double rate = tokens / seconds;
+    struct tsr_metrics_line l = {
+        .step = t->step,
+        .tokens = (int64_t)tokens * t->step,
+        .loss = s->loss,
+        .grad_norm = s->grad_norm,
+        .lr = s->lr,
+        .tokens_per_s = rate,
+        .mfu = rate * tsr_flops_per_token(t->m, tr->job.run.data.seq_len) / tr->peak_flops,
+        .step_ms = seconds * 1e3,
+        .skipped = t->skipped,
+        .valid_loss = valid_loss};
+    TSR_TRY(tsr_metrics_write(&tr->metrics, &l));
+    char extra[128];
+    snprintf(extra, sizeof extra, "loss %.4f  %.0f tokens/s", s->loss, rate);
+    tsr_bar_update(&tr->bar, (uint64_t)t->step, extra);
+    if (valid_loss >= 0.0)
+        tsr_info("step %lld: training loss %.4f, validation loss %.4f", (long long)t->step, s->loss,
+                 valid_loss);
+    if (s->skipped)
+        tsr_warn("step %lld skipped: loss %g, gradient norm %g", (long long)t->step, s->loss,
+                 s->grad_norm);
+    return 0;
+}
+
+static int loop(struct training *tr) {
+    const struct tsr_run *r = &tr->job.run;
+    struct tsr_trainer *t = &tr->trainer;
+    while (t->step < r->train.steps) {
+        struct tsr_step_result s = {0};
+        double begin = now(), valid_loss;
+        TSR_TRY(tsr_trainer_step(t, &s));
+        double seconds = now() - begin;
+        TSR_TRY(evaluate(tr, &valid_loss));
+        TSR_TRY(tsr_agree(&tr->job.ctx, &tr->job.comm, report(tr, &s, seconds, valid_loss)));
+        bool due = r->checkpoint.every > 0 && t->step % r->checkpoint.every == 0;
+        if (due || s.stop || t->step == r->train.steps)
+            TSR_TRY(save(tr));
+        if (s.stop && t->step < r->train.steps)
+            return tsr_fail(TSR_EINTERRUPTED, "interrupted after step %lld", (long long)t->step);
+    }
+    return 0;
+}
+
+static int run(struct training *tr, const char *path, const char *const *overrides, int n) {
+    struct tsr_job *j = &tr->job;
+    TSR_TRY(tsr_job_load_run(j, path, overrides, n));
+    TSR_TRY(tsr_job_device(j, j->run.device.threads));
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_run_dir(tr)));
+    TSR_TRY(tsr_log_open(j->run.run.dir));
+    TSR_TRY(tsr_job_load_data(j));
+    TSR_TRY(tsr_trainer_open(&tr->trainer, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh,
+                             sequence_of, j->train));
+    TSR_TRY(load_weights(tr));
+    TSR_TRY(measure_peak(tr));
+    if (rank0(tr)) {
+        TSR_TRY(tsr_metrics_open(&tr->metrics, j->run.run.dir, tr->trainer.step));
+        tsr_info("%s: %.1f M parameters, %d x %d x %d ranks (tp, pp, dp), %s",
+                 j->run.run.name, (double)tsr_model_n_params(&j->model) * 1e-6, j->mesh.tp,
+                 j->mesh.pp, j->mesh.dp, tsr_cpu_isa(&j->ctx));
+        tsr_bar_begin(&tr->bar, "train", "step", (uint64_t)tr->trainer.step,
+                      (uint64_t)j->run.train.steps);
+    }
+    catch_signals(&j->progress);
+    int rc = loop(tr);
+    if (rank0(tr)) {
+        if (rc == 0)
+            tsr_bar_end(&tr->bar);
+        else
+            tsr_bar_stop(&tr->bar);
+        if (rc == TSR_EINTERRUPTED)
+            tsr_info("%s; the checkpoint is written, the same command continues", tsr_error_text());
+    }
+    return rc;
+}
+
+int tsr_cmd_train(int argc, char **argv) {
+    const char *args[MAX_OVERRIDES + 1];
+    int n_args;
+    const struct tsr_command_line cl = {
+        .command = "tessera train",
+        .usage = "RUN.yaml [key=value …]",
+        .about = "Trains a model as the run file says; key=value overrides a field of it. Under\n"
+                 "mpirun or srun it is one of tp x pp x dp ranks. The same command continues a run\n"
+                 "that was interrupted (checkpoint.resume).\n\nfields of the run file:",
+        .max_args = MAX_OVERRIDES + 1,
+        .min_args = 1};
+    struct training tr = {0};
+    int rc = tsr_options_parse(&cl, argc, argv, args, &n_args);
+    if (rc == 1)
+        tsr_run_fields_each(print_field, NULL);
+    if (rc != 0)
+        return rc == 1 ? 0 : tsr_report(cl.command, rc);
+    rc = tsr_job_open(&tr.job, cl.command);
+    if (rc == 0)
+        rc = run(&tr, args[0], args + 1, n_args - 1);
+    signalled = NULL;
+    tsr_metrics_close(&tr.metrics);
+    if (tsr_exit_code(rc) != TSR_EXIT_BUG && tsr_exit_code(rc) != 4)
+        tsr_trainer_close(&tr.trainer);
+    return tsr_job_close(&tr.job, rc);
+}

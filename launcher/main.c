@@ -1,0 +1,67 @@
+// The one binary: finds the command and hands over.
+#include <stdio.h>
+#include <string.h>
+#include "core/error.h"
+#include "core/run.h"
+#include "launcher/commands.h"
+
+static const struct {
+    const char *name, *about;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+    {"train", "train a model by a run file; one rank of many under mpirun", tsr_cmd_train},
+    {"generate", "continue a text with a model directory", tsr_cmd_generate},
+    {"eval", "loss and perplexity of a model on a text", tsr_cmd_eval},
+    {"tokenizer", "train a tokenizer, encode and decode text", tsr_cmd_tokenizer},
+    {"data", "build and inspect Megatron-style .bin/.idx data", tsr_cmd_data},
+    {"bench", "measure speed as a share of this machine's peak", tsr_cmd_bench},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static void help(void) {
+    printf("usage: tessera COMMAND …\n\n"
+           "Trains and runs decoder-only language models (the GPT series, LLaMA 1 to 3.2) over many\n"
+           "processes, with the same loss to the last bit in every parallel layout.\n\ncommands:\n");
+    for (int i = 0; i < N_COMMANDS; i++)
+        printf("  %-10s %s\n", commands[i].name, commands[i].about);
+    printf("\n`tessera COMMAND --help` has the details; `tessera --version` the version.\n\n"
+           "exit codes:\n"
+           "  0   done\n"
+           "  2   a mistake in options, run file, model directory, data or request\n"
+           "  3   out of memory, disk or another resource\n"
+           "  4   a peer or host failed\n"
+           "  5   interrupted, checkpoint written\n"
+           "  70  a bug in tessera\n");
+}
+
+static int unknown(const char *name) {
+    const char *known[N_COMMANDS];
+    for (int i = 0; i < N_COMMANDS; i++)
+        known[i] = commands[i].name;
+    const char *near = tsr_nearest(name, known, N_COMMANDS);
+    if (near)
+        fprintf(stderr, "tessera: error: unknown command \"%s\"; the nearest is \"%s\"\n", name,
+                near);
+    else
+        fprintf(stderr, "tessera: error: unknown command \"%s\"; see tessera --help\n", name);
+    return tsr_exit_code(TSR_EUSAGE);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        help();
+        return tsr_exit_code(TSR_EUSAGE);
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        help();
+        return 0;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("tessera " TESSERA_VERSION "\n");
+        return 0;
+    }
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
+    return unknown(argv[1]);
+}

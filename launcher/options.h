@@ -1,0 +1,37 @@
+// Command lines: one table per command drives parsing, messages and --help.
+#ifndef TSR_LAUNCHER_OPTIONS_H
+#define TSR_LAUNCHER_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum tsr_option_kind { TSR_OPT_FLAG, TSR_OPT_STRING, TSR_OPT_INT, TSR_OPT_REAL };
+
+struct tsr_option {
+    const char *name; // long, without dashes
+    char letter;      // short, or 0
+    enum tsr_option_kind kind;
+    void *to;            // bool, const char *, int64_t or double
+    const char *metavar; // NULL for flags
+    double min, max;     // of numbers
+    const char *help;
+};
+
+struct tsr_command_line {
+    const char *command; // "tessera generate"
+    const char *usage;   // what follows it: "MODEL_DIR -p TEXT [options]"
+    const char *about;   // a sentence or two
+    const struct tsr_option *options;
+    int n_options;
+    int min_args, max_args; // positional ones
+};
+
+// Fills the options and `args` (max_args of them, n_args given). Returns 1 when --help was printed,
+// 0, or TSR_EUSAGE naming the nearest known option. "--" ends the options.
+int tsr_options_parse(const struct tsr_command_line *cl, int argc, char **argv, const char **args,
+                      int *n_args);
+
+// Prints "tessera COMMAND: error: TEXT" and returns the exit code of `rc`.
+int tsr_report(const char *command, int rc);
+
+#endif

@@ -1,0 +1,293 @@
+// The folder of checkpoints: newest first, retention, leftovers, and failures while writing.
+#include "tests/unit/checkpoint_support.h"
+
+#include <dirent.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "core/checkpoint_private.h"
+
+static struct fixture x;
+
+static int start(void **state) {
+    (void)state;
+    open_fixture(&x, gpt2_json);
+    x.opt.max_file_bytes = 0; // one file of each kind
+    return 0;
+}
+
+static int finish(void **state) {
+    (void)state;
+    close_fixture(&x);
+    return 0;
+}
+
+static void save_step(int64_t step) {
+    x.opt.step = step;
+    write_checkpoint(&x, (struct layout){1, false, 1}, NULL, NULL);
+}
+
+static const char *below(const char *name) {
+    static char path[TSR_PATH_MAX + 64];
+    snprintf(path, sizeof path, "%s/checkpoints/%s", x.dir, name);
+    return path;
+}
+
+// The steps of the run, newest first, as one string.
+static const char *steps(void) {
+    static char text[256];
+    char dir[TSR_PATH_MAX];
+    int64_t step, limit = INT64_MAX;
+    size_t n = 0;
+    text[0] = 0;
+    for (;;) {
+        int found = tsr_checkpoint_latest(x.dir, limit, &step, dir);
+        expect_ok(found);
+        if (found == 0)
+            return text;
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%d", n ? " " : "", (int)step);
+        assert_true(tsr_path_is_dir(dir));
+        limit = step;
+    }
+}
+
+static int n_entries_of(const char *path) {
+    int n = 0;
+    DIR *d = opendir(path);
+    assert_non_null(d);
+    for (const struct dirent *e; (e = readdir(d));)
+        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    closedir(d);
+    return n;
+}
+
+static void test_latest(void **state) {
+    (void)state;
+    static const char *const others[] = {"step-0000009",     "step-00000009x", "step-+0000009",
+                                         "step-000000009",   "Step-00000009",  "step-",
+                                         ".tmp-step-00000009-0", "step-99999999999999999999"};
+    assert_string_equal(steps(), "");
+    expect_ok(tsr_mkdir_p(below("")));
+    assert_string_equal(steps(), "");
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        assert_int_equal(mkdir(below(others[i]), 0777), 0);
+    write_text(below("step-00000007"), "a file");
+    assert_string_equal(steps(), "");
+    static const int64_t saved[] = {5, 0, 123456789, 60, 99999999};
+    for (size_t i = 0; i < sizeof saved / sizeof *saved; i++)
+        save_step(saved[i]);
+    assert_string_equal(steps(), "123456789 99999999 60 5 0");
+    assert_string_equal(in_checkpoint(&x, "x") + strlen(x.dir), "/checkpoints/step-99999999/x");
+}
+
+static void test_retain(void **state) {
+    (void)state;
+    expect_ok(tsr_checkpoint_retain(x.dir, 3)); // nothing there
+    for (int64_t step = 10; step <= 50; step += 10)
+        save_step(step);
+    expect_ok(tsr_checkpoint_retain(x.dir, 0));
+    assert_string_equal(steps(), "50 40 30 20 10");
+    expect_ok(tsr_checkpoint_retain(x.dir, 5));
+    assert_string_equal(steps(), "50 40 30 20 10");
+    expect_ok(tsr_checkpoint_retain(x.dir, 3));
+    assert_string_equal(steps(), "50 40 30");
+    expect_ok(tsr_checkpoint_retain(x.dir, 1));
+    assert_string_equal(steps(), "50 40");
+    expect_ok(tsr_checkpoint_retain(x.dir, 1));
+    assert_string_equal(steps(), "50 40");
+    assert_int_equal(n_entries_of(below("")), 2);
+}
+
+static void test_replace(void **state) {
+    (void)state;
+    save_step(50);
+    write_text(in_checkpoint(&x, "stale"), "of the old one");
+    x.state.sequences = 4711;
+    save_step(50);
+    struct tsr_state s;
+    expect_ok(tsr_checkpoint_verify(in_checkpoint(&x, ""), 0, 1));
+    expect_ok(tsr_state_read(&s, in_checkpoint(&x, "")));
+    assert_int_equal(s.sequences, 4711);
+    tsr_state_free(&s);
+    assert_int_equal(n_entries_of(below("")), 1);
+    assert_int_equal(mkdir(below("step-00000060"), 0777), 0); // an empty folder in the way
+    save_step(60);
+    assert_string_equal(steps(), "60 50");
+}
+
+static void test_clean_temps(void **state) {
+    (void)state;
+    struct tsr_checkpoint *c;
+    expect_ok(tsr_checkpoint_clean_temps(x.dir)); // nothing there
+    save_step(50);
+    x.opt.step = 60;
+    expect_ok(tsr_checkpoint_open(&c, &x.opt));
+    expect_ok(tsr_checkpoint_begin(c)); // and then the writer is killed
+    tsr_checkpoint_close(c);
+    assert_string_equal(steps(), "50");
+    assert_int_equal(n_entries_of(below("")), 2);
+    // a replacement that was cut off between its two renames, and one after them
+    save_step(70);
+    char from[TSR_PATH_MAX + 64];
+    snprintf(from, sizeof from, "%s", below("step-00000070"));
+    assert_int_equal(rename(from, below(".old-step-00000070-00ff")), 0);
+    assert_int_equal(mkdir(below(".old-step-00000050-00ff"), 0777), 0);
+    write_text(below("notes.txt"), "the user's");
+    assert_string_equal(steps(), "50");
+    expect_ok(tsr_checkpoint_clean_temps(x.dir));
+    assert_string_equal(steps(), "70 50");
+    expect_ok(tsr_checkpoint_verify(below("step-00000070"), 0, 1));
+    assert_int_equal(n_entries_of(below("")), 3);
+}
+
+static void test_abort(void **state) {
+    (void)state;
+    struct tsr_checkpoint *handles[2];
+    save_step(50);
+    x.opt.step = 60;
+    free(write_up_to_digests(&x, (struct layout){2, true, 0}, handles));
+    expect_ok(tsr_checkpoint_abort(handles[1]));
+    expect_ok(tsr_checkpoint_abort(handles[0])); // already gone
+    tsr_checkpoint_close(handles[0]);
+    tsr_checkpoint_close(handles[1]);
+    assert_int_equal(n_entries_of(below("")), 1);
+    expect_ok(tsr_checkpoint_verify(below("step-00000050"), 0, 1));
+}
+
+// A second writer with the same name fails, and leaves the first one's files alone.
+static void test_begin_twice(void **state) {
+    (void)state;
+    struct tsr_checkpoint *a, *b;
+    expect_ok(tsr_checkpoint_open(&a, &x.opt));
+    expect_ok(tsr_checkpoint_open(&b, &x.opt));
+    expect_ok(tsr_checkpoint_begin(a));
+    int n = n_entries_of(a->tmp);
+    expect_error(tsr_checkpoint_begin(b), TSR_EIO, a->tmp);
+    assert_int_equal(n_entries_of(a->tmp), n);
+    tsr_checkpoint_close(a);
+    tsr_checkpoint_close(b);
+}
+
+static void test_run_dir_is_a_file(void **state) {
+    (void)state;
+    struct tsr_checkpoint *c;
+    char path[TSR_PATH_MAX];
+    expect_ok(tsr_path_join(path, x.dir, "checkpoints"));
+    write_text(path, "");
+    expect_ok(tsr_checkpoint_open(&c, &x.opt));
+    expect_error(tsr_checkpoint_begin(c), TSR_EIO, path);
+    tsr_checkpoint_close(c);
+}
+
+// ---- no room: RLIMIT_FSIZE stands for a disk that refuses
+
+static void limit_file_size(rlim_t n_bytes) {
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    limit.rlim_cur = n_bytes;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+}
+
+// Saves step 60 with a limit on files in one of begin, write and commit (0, 1, 2). A failure has a
+// message with a path; the earlier checkpoint stays and abort leaves nothing behind.
+static int save_with_limit(int limited_step, rlim_t n_bytes) {
+    struct tsr_checkpoint *c;
+    const struct tsr_tensor *t = &x.table.t[0];
+    const struct tsr_region whole = {0, t->rows, 0, t->cols};
+    float data[11 * 8] = {0};
+    expect_ok(tsr_checkpoint_open(&c, &x.opt));
+    limit_file_size(limited_step == 0 ? n_bytes : RLIM_INFINITY);
+    int rc = tsr_checkpoint_begin(c);
+    assert_true(rc == 0 || n_entries_of(below("")) == 1); // begin cleans up by itself
+    limit_file_size(limited_step == 1 ? n_bytes : RLIM_INFINITY);
+    if (rc == 0)
+        rc = tsr_checkpoint_write(c, TSR_CKPT_V, t, whole, data, t->cols);
+    limit_file_size(limited_step == 2 ? n_bytes : RLIM_INFINITY);
+    if (rc == 0) {
+        int64_t n = tsr_checkpoint_n_digests(c, 0, 1);
+        struct tsr_digest *digests = malloc((size_t)n * sizeof *digests);
+        expect_ok(tsr_checkpoint_digest(c, 0, 1, digests));
+        rc = tsr_checkpoint_commit(c, digests, 1, &x.state, NULL, NULL);
+        free(digests);
+    }
+    if (rc < 0) {
+        assert_true(rc == TSR_EIO || rc == TSR_ENOSPC);
+        assert_non_null(strstr(tsr_error_text(), below("")));
+        expect_ok(tsr_checkpoint_abort(c));
+        assert_int_equal(n_entries_of(below("")), 1);
+    }
+    limit_file_size(RLIM_INFINITY);
+    tsr_checkpoint_close(c);
+    expect_ok(tsr_checkpoint_verify(below("step-00000050"), 0, 1));
+    return rc;
+}
+
+static void test_no_room(void **state) {
+    (void)state;
+    save_step(50);
+    x.opt.step = x.state.step = 60;
+    for (int limited_step = 0; limited_step < 3; limited_step++) {
+        int n_failed = 0;
+        rlim_t n_bytes = 0;
+        while (save_with_limit(limited_step, n_bytes) < 0) {
+            n_failed++;
+            n_bytes += 100 + n_bytes / 4;
+        }
+        assert_true(n_failed > 3);
+        assert_string_equal(steps(), "60 50");
+        expect_ok(tsr_remove_tree(below("step-00000060")));
+    }
+}
+
+// ---- state.json
+
+static void test_wrong_state(void **state) {
+    (void)state;
+    static const char *const keys[] = {"version",        "step", "updates",          "sequences",
+                                       "virtual_shards", "seed", "virtual_replicas", "n_params"};
+    static const char *const values[] = {"-1", "1.5", "\"1\"", "null", "1e3", "[]"};
+    struct tsr_state s;
+    struct tsr_buf b = {0};
+    char path[TSR_PATH_MAX];
+    expect_ok(tsr_path_join(path, x.dir, "state.json"));
+    expect_error(tsr_state_read(&s, x.dir), TSR_EMODEL, "state.json: cannot open");
+    for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
+        for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+            if (strcmp(keys[k], "seed") == 0 && strcmp(values[v], "-1") == 0)
+                continue; // a seed may be negative
+            b.len = 0;
+            expect_ok(tsr_buf_printf(&b, "{\"run\":\"\""));
+            for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+                expect_ok(tsr_buf_printf(&b, ",\"%s\":%s", keys[i], i == k ? values[v] : "1"));
+            expect_ok(tsr_buf_printf(&b, "}"));
+            write_bytes(path, b.data, b.len);
+            expect_error(tsr_state_read(&s, x.dir), TSR_EMODEL, keys[k]);
+        }
+    tsr_buf_free(&b);
+    write_text(path, "{\"version\":1,\"step\":1,\"updates\":2,\"sequences\":1,\"seed\":1,"
+                     "\"virtual_shards\":1,\"virtual_replicas\":1,\"n_params\":1,\"run\":\"\"}");
+    expect_error(tsr_state_read(&s, x.dir), TSR_EMODEL, "expected at most 1 updates, found 2");
+    write_text(path, "{\"version\":1,\"step\":1,\"updates\":1,\"sequences\":1,\"seed\":1,"
+                     "\"virtual_shards\":1,\"virtual_replicas\":1,\"n_params\":1,\"run\":7}");
+    expect_error(tsr_state_read(&s, x.dir), TSR_EMODEL, "`run`");
+    static const char *const texts[] = {"", "[]", "{", "{\"version\":1,\"version\":1}"};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        write_text(path, texts[i]);
+        expect_error(tsr_state_read(&s, x.dir), TSR_EMODEL, "state.json");
+    }
+}
+
+#define WITH(test) cmocka_unit_test_setup_teardown(test, start, finish)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        WITH(test_latest),      WITH(test_retain),
+        WITH(test_replace),     WITH(test_clean_temps),
+        WITH(test_abort),       WITH(test_begin_twice),
+        WITH(test_run_dir_is_a_file), WITH(test_no_room),
+        WITH(test_wrong_state),
+    };
+    return cmocka_run_group_tests_name("checkpoint_dir", tests, NULL, NULL);
+}
