@@ -3,14 +3,16 @@
 #include "core/indexed.h"
 #include "core/error.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER_BYTES = 1 << 20, UINT16_BELOW = 65500 };
+enum { BUFFER_BYTES = 1 << 20, UINT16_BELOW = 65500, STALE_S = 600 };
 
 struct tsr_indexed_writer {
     char bin[TSR_PATH_MAX], idx[TSR_PATH_MAX];         // where the files go in the end
@@ -41,6 +43,27 @@ static int set_paths(struct tsr_indexed_writer *w, const char *prefix) {
     return 0;
 }
 
+// Removes what a killed process left of an earlier attempt at these files: temporary ones that
+// nobody has written to for ten minutes. Failing to do so harms nothing.
+static void remove_stale(const struct tsr_indexed_writer *w) {
+    char dir[TSR_PATH_MAX], path[TSR_PATH_MAX];
+    const char *name = tsr_path_base(w->bin);
+    size_t n = strlen(name) - strlen("bin");
+    DIR *d = tsr_path_dir(dir, w->bin) == 0 ? opendir(dir) : NULL;
+    for (struct dirent *e; d && (e = readdir(d));) {
+        struct stat st;
+        const char *tail = e->d_name + n;
+        if (strncmp(e->d_name, name, n) != 0 ||
+            (strncmp(tail, "bin.tmp-", 8) != 0 && strncmp(tail, "idx.tmp-", 8) != 0))
+            continue;
+        if (tsr_path_join(path, dir, e->d_name) == 0 && stat(path, &st) == 0 &&
+            st.st_mtime + STALE_S < time(NULL))
+            unlink(path);
+    }
+    if (d)
+        closedir(d);
+}
+
 int tsr_indexed_create(struct tsr_indexed_writer **out, const char *prefix, int64_t vocab) {
     struct tsr_indexed_writer *w = calloc(1, sizeof *w);
     if (!w)
@@ -53,6 +76,7 @@ int tsr_indexed_create(struct tsr_indexed_writer **out, const char *prefix, int6
     if (rc == 0)
         rc = tsr_buf_append(&w->borders, &zero, sizeof zero);
     if (rc == 0) {
+        remove_stale(w);
         w->fd = open(w->bin_tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (w->fd < 0)
             rc = tsr_fail_errno(errno, "cannot create", w->bin_tmp);

@@ -12,59 +12,61 @@ struct stem {
     const char *text;
 };
 
-enum { MAX_STEMS = 20 };
+#define LENGTH(a) (sizeof(a) / sizeof((a)[0]))
 
+static const struct stem llama_block[] = {
+    {TSR_T_NORM1_W, "input_layernorm"}, {TSR_T_Q_W, "self_attn.q_proj"},
+    {TSR_T_Q_B, "self_attn.q_proj"},    {TSR_T_K_W, "self_attn.k_proj"},
+    {TSR_T_K_B, "self_attn.k_proj"},    {TSR_T_V_W, "self_attn.v_proj"},
+    {TSR_T_V_B, "self_attn.v_proj"},    {TSR_T_O_W, "self_attn.o_proj"},
+    {TSR_T_O_B, "self_attn.o_proj"},    {TSR_T_NORM2_W, "post_attention_layernorm"},
+    {TSR_T_GATE_W, "mlp.gate_proj"},    {TSR_T_GATE_B, "mlp.gate_proj"},
+    {TSR_T_UP_W, "mlp.up_proj"},        {TSR_T_UP_B, "mlp.up_proj"},
+    {TSR_T_DOWN_W, "mlp.down_proj"},    {TSR_T_DOWN_B, "mlp.down_proj"},
+};
+
+static const struct stem gpt_block[] = {
+    {TSR_T_NORM1_W, "ln_1"},      {TSR_T_NORM1_B, "ln_1"},    {TSR_T_Q_W, "attn.c_attn"},
+    {TSR_T_Q_B, "attn.c_attn"},   {TSR_T_K_W, "attn.c_attn"}, {TSR_T_K_B, "attn.c_attn"},
+    {TSR_T_V_W, "attn.c_attn"},   {TSR_T_V_B, "attn.c_attn"}, {TSR_T_O_W, "attn.c_proj"},
+    {TSR_T_O_B, "attn.c_proj"},   {TSR_T_NORM2_W, "ln_2"},    {TSR_T_NORM2_B, "ln_2"},
+    {TSR_T_UP_W, "mlp.c_fc"},     {TSR_T_UP_B, "mlp.c_fc"},   {TSR_T_DOWN_W, "mlp.c_proj"},
+    {TSR_T_DOWN_B, "mlp.c_proj"},
+};
+
+// A model's names, in the order of its table. What a model hasn't (model_has) is left out.
 struct naming {
+    struct stem before[2];
     const char *block_prefix; // takes the layer
-    struct stem before[2], block[MAX_STEMS], after[3];
+    const struct stem *block;
+    size_t n_block;
+    struct stem after[3];
 };
 
 static const struct naming llama_names = {
-    "model.layers.%d.",
     {{TSR_T_TOK_EMBED, "model.embed_tokens"}},
-    {{TSR_T_NORM1_W, "input_layernorm"},
-     {TSR_T_Q_W, "self_attn.q_proj"},
-     {TSR_T_Q_B, "self_attn.q_proj"},
-     {TSR_T_K_W, "self_attn.k_proj"},
-     {TSR_T_K_B, "self_attn.k_proj"},
-     {TSR_T_V_W, "self_attn.v_proj"},
-     {TSR_T_V_B, "self_attn.v_proj"},
-     {TSR_T_O_W, "self_attn.o_proj"},
-     {TSR_T_O_B, "self_attn.o_proj"},
-     {TSR_T_NORM2_W, "post_attention_layernorm"},
-     {TSR_T_GATE_W, "mlp.gate_proj"},
-     {TSR_T_GATE_B, "mlp.gate_proj"},
-     {TSR_T_UP_W, "mlp.up_proj"},
-     {TSR_T_UP_B, "mlp.up_proj"},
-     {TSR_T_DOWN_W, "mlp.down_proj"},
-     {TSR_T_DOWN_B, "mlp.down_proj"}},
+    "model.layers.%d.",
+    llama_block,
+    LENGTH(llama_block),
     {{TSR_T_FINAL_W, "model.norm"}, {TSR_T_LM_HEAD, "lm_head"}},
 };
 
-#define GPT_BLOCK                                                                                  \
-    {                                                                                              \
-        {TSR_T_NORM1_W, "ln_1"}, {TSR_T_NORM1_B, "ln_1"}, {TSR_T_Q_W, "attn.c_attn"},              \
-            {TSR_T_Q_B, "attn.c_attn"}, {TSR_T_K_W, "attn.c_attn"}, {TSR_T_K_B, "attn.c_attn"},    \
-            {TSR_T_V_W, "attn.c_attn"}, {TSR_T_V_B, "attn.c_attn"}, {TSR_T_O_W, "attn.c_proj"},    \
-            {TSR_T_O_B, "attn.c_proj"}, {TSR_T_NORM2_W, "ln_2"}, {TSR_T_NORM2_B, "ln_2"},          \
-            {TSR_T_UP_W, "mlp.c_fc"}, {TSR_T_UP_B, "mlp.c_fc"}, {TSR_T_DOWN_W, "mlp.c_proj"},      \
-            {TSR_T_DOWN_B, "mlp.c_proj"},                                                          \
-    }
-
 static const struct naming gpt2_names = {
-    "transformer.h.%d.",
     {{TSR_T_TOK_EMBED, "transformer.wte"}, {TSR_T_POS_EMBED, "transformer.wpe"}},
-    GPT_BLOCK,
+    "transformer.h.%d.",
+    gpt_block,
+    LENGTH(gpt_block),
     {{TSR_T_FINAL_W, "transformer.ln_f"},
      {TSR_T_FINAL_B, "transformer.ln_f"},
      {TSR_T_LM_HEAD, "lm_head"}},
 };
 
 static const struct naming gpt1_names = {
-    "transformer.h.%d.",
     {{TSR_T_TOK_EMBED, "transformer.tokens_embed"},
      {TSR_T_POS_EMBED, "transformer.positions_embed"}},
-    GPT_BLOCK,
+    "transformer.h.%d.",
+    gpt_block,
+    LENGTH(gpt_block),
     {{TSR_T_LM_HEAD, "lm_head"}},
 };
 
@@ -276,13 +278,13 @@ int tsr_tensor_table_build(struct tsr_tensor_table *tt, const struct tsr_model *
     }
     for (size_t i = 0; i < n_index; i++)
         tt->index[i] = -1;
-    add_stems(tt, m, names->before, sizeof names->before / sizeof names->before[0], -1, "");
+    add_stems(tt, m, names->before, LENGTH(names->before), -1, "");
     for (int l = 0; l < m->n_layers; l++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, names->block_prefix, l);
-        add_stems(tt, m, names->block, sizeof names->block / sizeof names->block[0], l, prefix);
+        add_stems(tt, m, names->block, names->n_block, l, prefix);
     }
-    add_stems(tt, m, names->after, sizeof names->after / sizeof names->after[0], -1, "");
+    add_stems(tt, m, names->after, LENGTH(names->after), -1, "");
     return 0;
 }
 

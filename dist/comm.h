@@ -27,19 +27,23 @@ struct tsr_request {
     int peer;
 };
 
-enum tsr_traffic { TSR_TRAFFIC_TP, TSR_TRAFFIC_PP, TSR_TRAFFIC_DP, TSR_TRAFFIC_OTHER, TSR_N_TRAFFIC };
+enum tsr_traffic {
+    TSR_TRAFFIC_TP,
+    TSR_TRAFFIC_PP,
+    TSR_TRAFFIC_DP,
+    TSR_TRAFFIC_OTHER,
+    TSR_N_TRAFFIC
+};
 
 // What each call adds to c->bytes_sent[kind], for rank r of p, elements of 4 bytes. It is the count
 // of the message algorithm; ranks on one host that add out of shared memory report the same.
-//   all_reduce, all_reduce_max (n)  4 ((n - s) + (p - 1) s), s = |piece r of n in p| = floor((r+1)n/p)
-//                                   - floor(rn/p): other ranks' slices, then the own reduced slice
-//                                   to each of them
-//   reduce_scatter (counts)         4 (sum of counts - counts[r])
-//   all_gather (n_bytes)            (p - 1) n_bytes[r]
-//   broadcast (n_bytes)             n_bytes x children of r in the binomial tree; (p - 1) n_bytes
-//                                   over all ranks
-//   send (n_bytes)                  n_bytes
-//   recv, wait, barrier             0
+//   all_reduce, all_reduce_max of n   4 ((n - s) + (p - 1) s), where s = floor((r + 1) n / p) -
+//                                     floor(r n / p): the others' slices, and the own reduced one
+//   reduce_scatter                    4 (sum of counts - counts[r])
+//   all_gather                        (p - 1) n_bytes[r]
+//   broadcast                         n_bytes for each child of r in the binomial tree
+//   send                              n_bytes
+//   recv, wait, barrier               0
 // A group of one adds nothing.
 struct tsr_comm_ops {
     const char *name;
@@ -76,8 +80,8 @@ struct tsr_comm_ops {
     // when it succeeds. Messages may be empty.
     int (*send)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const void *buf,
                 size_t n_bytes, int to, int tag, struct tsr_request *r);
-    int (*recv)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf,
-                size_t n_bytes, int from, int tag, struct tsr_request *r);
+    int (*recv)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf, size_t n_bytes,
+                int from, int tag, struct tsr_request *r);
     int (*wait)(struct tsr_ctx *, struct tsr_comm *, struct tsr_request *r);
 };
 
@@ -92,7 +96,7 @@ struct tsr_comm {
     double seconds;                     // spent waiting in calls, for the bench report
     struct tsr_group world_group;
     int culprit; // 1 + the rank whose failure tsr_agree made known to all; 0: none
-    void *impl; // of the transport
+    void *impl;  // of the transport
 };
 
 // One process, no MPI.

@@ -149,8 +149,8 @@ static int reduce(struct tsr_comm *c, struct tsr_mpi_group *g, tsr_joiner *join,
     for (int r = 0; r <= g->size; r++)
         g->offset[r] = (size_t)tsr_piece((int64_t)n, r, g->size).lo;
     size_t own = g->offset[g->rank + 1] - g->offset[g->rank];
-    int rc = g->shm ? tsr_shm_reduce(c, g, join, buf, what)
-                    : tsr_messages_reduce(c, g, join, buf, what);
+    int rc =
+        g->shm ? tsr_shm_reduce(c, g, join, buf, what) : tsr_messages_reduce(c, g, join, buf, what);
     c->bytes_sent[g->kind] += sizeof *buf * (n - own + own * (size_t)(g->size - 1));
     return end(c, begun, rc);
 }
@@ -276,9 +276,14 @@ static const struct tsr_comm_ops mpi_ops = {
     .wait = mpi_wait,
 };
 
-static int n_cores(void) {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+// Cores that the ranks of this host may use, all together: mpirun may have bound each to its own.
+static int n_cores(MPI_Comm local) {
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    if (sched_getaffinity(0, sizeof cores, &cores) != 0)
+        CPU_SET(0, &cores);
+    MPI_Allreduce(MPI_IN_PLACE, &cores, (int)sizeof cores, MPI_BYTE, MPI_BOR, local);
+    return CPU_COUNT(&cores);
 }
 
 // MPI for a process whose other threads don't call it. Yielding must be set before MPI starts:
@@ -309,14 +314,14 @@ static int find_place(struct tsr_comm *c) {
                         "srun started %d tasks but MPI sees one: expected srun --mpi=pmix",
                         tsr_comm_slurm_tasks());
     MPI_Comm local;
-    int rc = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL,
-                                 &local);
+    int rc =
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &local);
     TSR_TRY(tsr_mpi_check(c, rc, "finding the ranks of this host", "world"));
     MPI_Comm_set_errhandler(local, MPI_ERRORS_RETURN);
     MPI_Comm_rank(local, &c->local_rank);
     MPI_Comm_size(local, &c->local_size);
+    m->crowded = c->local_size > n_cores(local);
     MPI_Comm_free(&local);
-    m->crowded = c->local_size > n_cores();
     return 0;
 }
 
@@ -326,8 +331,7 @@ static int open_world(struct tsr_comm *c) {
         return tsr_fail(TSR_ENOMEM, "no memory for %d ranks", c->world);
     for (int i = 0; i < c->world; i++)
         ranks[i] = i;
-    int rc =
-        mpi_group_open(c, &c->world_group, "world", ranks, c->world, TSR_TRAFFIC_OTHER);
+    int rc = mpi_group_open(c, &c->world_group, "world", ranks, c->world, TSR_TRAFFIC_OTHER);
     free(ranks);
     return rc;
 }

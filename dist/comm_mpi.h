@@ -83,8 +83,8 @@ int tsr_batch_send(struct tsr_comm *c, struct tsr_mpi_group *g, struct tsr_batch
 int tsr_batch_wait(struct tsr_comm *c, struct tsr_mpi_group *g, struct tsr_batch *b,
                    const char *what, double timeout_s);
 
-int tsr_mpi_send(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group,
-                 const void *buf, size_t n_bytes, int to, int tag, struct tsr_request *r);
+int tsr_mpi_send(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group, const void *buf,
+                 size_t n_bytes, int to, int tag, struct tsr_request *r);
 int tsr_mpi_recv(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group, void *buf,
                  size_t n_bytes, int from, int tag, struct tsr_request *r);
 int tsr_mpi_wait(struct tsr_comm *c, struct tsr_request *r);

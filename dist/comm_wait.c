@@ -157,16 +157,16 @@ static int start(struct tsr_comm *c, struct tsr_group *group, char *buf, size_t 
         size_t left = n_bytes - at;
         int len = (int)(left < m->max_message ? left : m->max_message);
         char *part = buf ? buf + at : NULL;
-        int rc = is_send ? MPI_Isend(part, len, MPI_BYTE, peer, tag, g->point_to_point, &p->part[i])
-                         : MPI_Irecv(part, len, MPI_BYTE, peer, tag, g->point_to_point,
-                                     &p->part[i]);
+        int rc = is_send
+                     ? MPI_Isend(part, len, MPI_BYTE, peer, tag, g->point_to_point, &p->part[i])
+                     : MPI_Irecv(part, len, MPI_BYTE, peer, tag, g->point_to_point, &p->part[i]);
         TSR_TRY(tsr_mpi_check(c, rc, r->what, g->name));
     }
     return 0;
 }
 
-int tsr_mpi_send(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group,
-                 const void *buf, size_t n_bytes, int to, int tag, struct tsr_request *r) {
+int tsr_mpi_send(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group, const void *buf,
+                 size_t n_bytes, int to, int tag, struct tsr_request *r) {
     (void)ctx;
     struct tsr_mpi_group *g = group->impl;
     TSR_TRY(start(c, group, (char *)buf, n_bytes, to, tag, true, r));

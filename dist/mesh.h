@@ -9,8 +9,8 @@ struct tsr_mesh {
     int tp, pp, dp;                // sizes
     int tp_rank, pp_rank, dp_rank; // this rank's place
     int rank, world;
-    int chunks;  // virtual stages per rank (interleaved), else 1
-    int V, W;    // virtual shards and replicas
+    int chunks; // virtual stages per rank (interleaved), else 1
+    int V, W;   // virtual shards and replicas
 };
 
 // rank = (dp_rank * pp + pp_rank) * tp + tp_rank. Sets chunks = 1, V = tp, W = dp: the caller

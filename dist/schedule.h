@@ -20,8 +20,8 @@ int tsr_schedule_size(int n_micro_batches, int chunks);
 // 2021 section 2.2.1), interleaved 1F1B (ibid. 2.2.2). Within a chunk both forwards and backwards
 // take micro-batches in ascending order: gradient chains depend on it. Interleaved needs pp to
 // divide n_micro_batches (TSR_ECONFIG).
-int tsr_schedule_fill(enum tsr_pipeline kind, int pp, int pp_rank, int chunks,
-                      int n_micro_batches, struct tsr_action *out);
+int tsr_schedule_fill(enum tsr_pipeline kind, int pp, int pp_rank, int chunks, int n_micro_batches,
+                      struct tsr_action *out);
 
 // Most micro-batches of one chunk whose forward ran and whose backward didn't, over the list:
 // how many sets of activations that chunk needs.

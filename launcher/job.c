@@ -121,6 +121,8 @@ static int open_datasets(struct tsr_job *j, bool prepare) {
 
 int tsr_job_load_data(struct tsr_job *j) {
     j->progress.phase = TSR_PHASE_LOAD;
+    if (j->run.data.train.n == 0)
+        return tsr_fail(TSR_ECONFIG, "data.train is missing: expected at least one path");
     TSR_TRY(load_tokenizer(j));
     int rc = j->comm.rank == 0 ? open_datasets(j, true) : 0;
     // Tokenizing a large text takes as long as it takes; a rank that dies ends the job anyway.

@@ -200,8 +200,7 @@ static void check_broadcast(struct fixture *f, struct tsr_group *g, size_t n_byt
 }
 
 static void check_group(struct fixture *f, struct tsr_group *g) {
-    static const size_t sizes[] = {0,    1,    2,    3,     5,     7,      8,
-                                   1000, 4096, 4097, 16385, 65537, 140001};
+    static const size_t sizes[] = {0, 1, 2, 3, 5, 7, 8, 1000, 4096, 4097, 16385, 65537, 140001};
     // The largest, of several rounds, where ranks stand in order: the reference takes its time.
     bool large = g == &f->world;
     size_t n_sizes = sizeof sizes / sizeof *sizes - (large ? 0 : 3);
@@ -240,8 +239,8 @@ static void check_hosts(struct fixture *f) {
     size_t n_bytes[64];
     for (int r = 0; r < f->c.world; r++)
         n_bytes[r] = sizeof f->host[0];
-    CHECK_OK(f, f->c.ops->all_gather(&f->ctx, &f->c, &f->c.world_group, f->host, f->c.host,
-                                     n_bytes));
+    CHECK_OK(f,
+             f->c.ops->all_gather(&f->ctx, &f->c, &f->c.world_group, f->host, f->c.host, n_bytes));
     int rank = 0, size = 0;
     for (int r = 0; r < f->c.world; r++) {
         bool here = strcmp(f->host[r], f->c.host) == 0;

@@ -29,7 +29,7 @@ static inline void open_fixture(struct fixture *x, const char *json) {
                                          .table = &x->table,
                                          .dtype = TSR_DT_F32,
                                          .step = 50,
-                                         .max_file_bytes = 2000,
+                                         .max_file_bytes = 5000,
                                          .range_bytes = 512};
     x->state = (struct tsr_state){.step = 50,
                                   .updates = 49,

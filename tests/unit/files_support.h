@@ -24,14 +24,16 @@ static inline void make_temp_dir(char out[static TSR_PATH_MAX]) {
     assert_non_null(mkdtemp(out));
 }
 
+// A new file, not a shortened one: some file systems write the latter to the disk at once.
 static inline void write_bytes(const char *path, const void *p, size_t n) {
+    unlink(path);
     FILE *f = fopen(path, "wb");
     assert_non_null(f);
     assert_int_equal(fwrite(p, 1, n, f), n);
     assert_int_equal(fclose(f), 0);
 }
 
-// Puts one byte into a file without rewriting it, which on some file systems waits for the disk.
+// Puts one byte into a file.
 static inline void poke(const char *path, size_t at, char byte) {
     int fd = open(path, O_WRONLY);
     assert_true(fd >= 0);

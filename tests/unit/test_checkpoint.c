@@ -24,12 +24,14 @@ static int start_gpt2(void **state) {
 static int start_llama(void **state) {
     (void)state;
     open_fixture(&x, llama_json);
+    x.opt.max_file_bytes = 20000;
     return 0;
 }
 
 static int start_sinusoidal(void **state) {
     (void)state;
     open_fixture(&x, sinusoidal_json);
+    x.opt.max_file_bytes = 1500;
     return 0;
 }
 
@@ -80,10 +82,10 @@ static void check_same(const struct snapshot *a, const struct snapshot *b) {
 static void test_layouts_write_the_same(void **state) {
     (void)state;
     static const struct layout layouts[] = {
-        {2, true, 0}, {4, false, 8}, {8, false, 8}, {3, false, 24}, {5, true, 0}, {1, false, 2}};
+        {2, true, 0}, {8, false, 8}, {3, false, 24}};
     write_checkpoint(&x, (struct layout){1, false, 1}, NULL, NULL);
     struct snapshot first = take_snapshot();
-    assert_true(first.names.n >= 10);
+    assert_true(first.names.n >= 10); // several files of each kind
     for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
         write_checkpoint(&x, layouts[i], NULL, NULL);
         struct snapshot next = take_snapshot();

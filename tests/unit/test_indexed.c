@@ -13,6 +13,8 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
 
 #ifndef TSR_GOLDEN_DIR
 #define TSR_GOLDEN_DIR "tests/golden"
@@ -184,6 +186,29 @@ static void test_writer_failures(void **state) {
     assert_int_equal(count_files(), before);
 }
 
+// What a killed writer left is removed by the next one, unless it may still be at work.
+static void test_leftovers(void **state) {
+    static const struct {
+        const char *name;
+        int age_s;
+        bool kept;
+    } FILES[] = {{"l.bin.tmp-1-2-3", 3600, false}, {"l.idx.tmp-1-2-3", 3600, false},
+                 {"l.bin.tmp-4-5-6", 60, true},    {"l.bin.other", 3600, true},
+                 {"ll.bin.tmp-1-2-3", 3600, true}, {"l.b", 3600, true}};
+    struct tsr_indexed_writer *w;
+    (void)state;
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
+        struct timespec t[2] = {{.tv_sec = time(NULL) - FILES[i].age_s},
+                                {.tv_sec = time(NULL) - FILES[i].age_s}};
+        scratch_write(scratch(FILES[i].name), "x", 1);
+        assert_int_equal(utimensat(AT_FDCWD, scratch(FILES[i].name), t, 0), 0);
+    }
+    assert_int_equal(tsr_indexed_create(&w, scratch("l"), 10), 0);
+    assert_int_equal(tsr_indexed_finish(w), 0);
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++)
+        assert_int_equal(tsr_path_exists(scratch(FILES[i].name)), FILES[i].kept);
+}
+
 // A document in pieces, longer than the writer's buffer.
 static void test_long_document(void **state) {
     enum { N = 700001 };
@@ -248,6 +273,7 @@ static void test_truncated_anywhere(void **state) {
             cut_to(scratch("m"), ".bin", n - 1);
             assert_false(opens_and_reads());
         }
+        cut_to(scratch("m"), ".bin", bin.n);
         poke(scratch("m"), ".bin", 0, bin.p, bin.n);
         assert_true(opens_and_reads());
         cut_to(scratch("m"), ".idx", idx.n + 1);
@@ -361,6 +387,7 @@ int main(void) {
         cmocka_unit_test(test_reads_what_megatron_reads),
         cmocka_unit_test(test_writes_what_megatron_writes),
         cmocka_unit_test(test_writer_failures),
+        cmocka_unit_test(test_leftovers),
         cmocka_unit_test(test_long_document),
         cmocka_unit_test(test_truncated_anywhere),
         cmocka_unit_test(test_changed_anywhere),

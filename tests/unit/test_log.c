@@ -132,8 +132,8 @@ static void loud(int saved) {
 }
 
 static void test_json_lines(void **state) {
-    static const char NASTY[] =
-        "q\" b\\ n\n t\t e\x1b d\x7f é € 𝄞 bad\xff\xc0\xaf\xed\xa0\x80 cut\xe2\x82";
+    static const char NASTY[] = "q\" b\\ n\n t\t e\x1b d\x7f é € 𝄞 "
+                                "bad\xff\xc0\xaf\xed\xa0\x80 cut\xe2\x82";
     char *text;
     size_t n;
     int saved;

@@ -122,8 +122,9 @@ static void test_environment(void **state) {
 
 static void test_under_mpi(void **state) {
     (void)state;
-    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK",    "PMI_RANK",
-                                        "SLURM_NTASKS",         "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"};
+    static const char *const names[] = {
+        "OMPI_COMM_WORLD_SIZE", "PMIX_RANK",    "PMI_RANK",
+        "SLURM_NTASKS",         "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         unsetenv(names[i]);
     assert_false(tsr_comm_under_mpi());
@@ -143,8 +144,8 @@ static void test_under_mpi(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ranks),       cmocka_unit_test(test_layers),
-        cmocka_unit_test(test_single),      cmocka_unit_test(test_environment),
+        cmocka_unit_test(test_ranks),     cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_single),    cmocka_unit_test(test_environment),
         cmocka_unit_test(test_under_mpi),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

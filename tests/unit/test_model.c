@@ -13,8 +13,8 @@
 #include "core/io.h"
 #include "core/model.h"
 
-#ifndef TSR_GOLDEN_DIR
-#define TSR_GOLDEN_DIR "tests/golden"
+#ifndef TESSERA_GOLDEN_DIR
+#define TESSERA_GOLDEN_DIR "tests/golden"
 #endif
 
 static struct tsr_model parse(const char *json) {
@@ -88,65 +88,67 @@ static void special_ids(void **state) {
     tsr_model_free(&m);
 }
 
+// {L and {G stand for the start of a Llama and a GPT-2 configuration.
+static const struct {
+    const char *json, *piece;
+} refused[] = {
+    {"", "not valid JSON"},
+    {"[1]", "expected a JSON object"},
+    {"{\"model_type\": \"llama\"} x", "test:1:"},
+    {"{\"model_type\": \"llama\", \"model_type\": \"gpt2\"}", "duplicate"},
+    {"{\"a\": \"\xff\"}", "not valid JSON"},
+    {"{}", "`model_type`"},
+    {"{\"model_type\": 5}", "`model_type`"},
+    {"{\"model_type\": \"mistral\"}", "found mistral"},
+    {"{L \"hidden_size\": \"x\"}", "`hidden_size`: expected an integer"},
+    {"{L \"hidden_size\": 64.0}", "`hidden_size`: expected an integer"},
+    {"{L \"hidden_size\": true}", "`hidden_size`: expected an integer"},
+    {"{L \"hidden_size\": 0}", "`hidden_size`: expected 1 to"},
+    {"{L \"hidden_size\": 99999999999999999999}", "not valid JSON"},
+    {"{L \"hidden_size\": 9223372036854775807}", "`hidden_size`: expected 1 to"},
+    {"{L \"num_hidden_layers\": 100000}", "`num_hidden_layers`"},
+    {"{L \"vocab_size\": -1}", "`vocab_size`"},
+    {"{L \"num_key_value_heads\": 5}", "must divide num_attention_heads"},
+    {"{L \"hidden_size\": 100}", "must divide hidden_size"},
+    {"{L \"head_dim\": 7}", "even head size, found 7"},
+    {"{L \"head_dim\": 1048576}", "num_attention_heads * head_dim"},
+    {"{L \"hidden_act\": \"relu\"}", "`hidden_act`"},
+    {"{L \"hidden_act\": 3}", "`hidden_act`"},
+    {"{L \"rms_norm_eps\": \"a\"}", "`rms_norm_eps`: expected a number"},
+    {"{L \"rms_norm_eps\": -1}", "`rms_norm_eps`: expected 0 to 1"},
+    {"{L \"mlp_bias\": 1}", "`mlp_bias`: expected true or false"},
+    {"{L \"position\": \"learned\"}", "`position`: expected rotary"},
+    {"{L \"sliding_window\": 4096}", "`sliding_window` is 4096"},
+    {"{L \"quantization_config\": {\"bits\": 4}}", "`quantization_config`"},
+    {"{L \"layer_types\": [\"full_attention\", \"sliding_attention\"]}", "`layer_types`"},
+    {"{L \"partial_rotary_factor\": 0.5}", "`partial_rotary_factor`"},
+    {"{L \"eos_token_id\": \"x\"}", "`eos_token_id`"},
+    {"{L \"eos_token_id\": [1,2,3,4,5,6,7,8,9]}", "at most 8 ids, found 9"},
+    {"{L \"bos_token_id\": []}", "`bos_token_id`"},
+    {"{L \"rope_theta\": 0}", "`rope_theta`"},
+    {"{L \"rope_scaling\": 3}", "`rope_scaling`: expected an object"},
+    {"{L \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}}", "`yarn` isn't supported"},
+    {"{L \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}}", "`dynamic`"},
+    {"{L \"rope_scaling\": {\"type\": \"linear\"}}", "needs the number `factor`"},
+    {"{L \"rope_scaling\": {\"type\": \"linear\", \"rope_type\": \"llama3\"}}", "differ"},
+    {"{L \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8}}", "`low_freq_factor`"},
+    {"{L \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\":"
+     "4, \"high_freq_factor\": 4, \"original_max_position_embeddings\": 8}}",
+     "must be above `low_freq_factor`"},
+    {"{L \"rope_parameters\": {\"full_attention\": {}}}", "`rope_parameters.full_attention`"},
+    {"{G \"scale_attn_by_inverse_layer_idx\": true}", "`scale_attn_by_inverse_layer_idx`"},
+    {"{G \"scale_attn_weights\": false}", "`scale_attn_weights` is false"},
+    {"{G \"add_cross_attention\": true}", "`add_cross_attention`"},
+    {"{G \"activation_function\": \"relu\"}", "`activation_function`"},
+    {"{G \"n_head\": 7}", "n_head (7) must divide n_embd (768)"},
+    {"{G \"position\": \"rotary\"}", "`position`: expected learned or sinusoidal"},
+};
+
 static void refuses_by_name(void **state) {
     (void)state;
-    static const struct {
-        const char *json, *piece;
-    } cases[] = {
-        {"", "not valid JSON"},
-        {"[1]", "expected a JSON object"},
-        {"{\"model_type\": \"llama\"} x", "test:1:"},
-        {"{\"model_type\": \"llama\", \"model_type\": \"gpt2\"}", "duplicate"},
-        {"{\"a\": \"\xff\"}", "not valid JSON"},
-        {"{}", "`model_type`"},
-        {"{\"model_type\": 5}", "`model_type`"},
-        {"{\"model_type\": \"mistral\"}", "found mistral"},
-        {"{L \"hidden_size\": \"x\"}", "`hidden_size`: expected an integer"},
-        {"{L \"hidden_size\": 64.0}", "`hidden_size`: expected an integer"},
-        {"{L \"hidden_size\": true}", "`hidden_size`: expected an integer"},
-        {"{L \"hidden_size\": 0}", "`hidden_size`: expected 1 to"},
-        {"{L \"hidden_size\": 99999999999999999999}", "not valid JSON"},
-        {"{L \"hidden_size\": 9223372036854775807}", "`hidden_size`: expected 1 to"},
-        {"{L \"num_hidden_layers\": 100000}", "`num_hidden_layers`"},
-        {"{L \"vocab_size\": -1}", "`vocab_size`"},
-        {"{L \"num_key_value_heads\": 5}", "must divide num_attention_heads"},
-        {"{L \"hidden_size\": 100}", "must divide hidden_size"},
-        {"{L \"head_dim\": 7}", "even head size, found 7"},
-        {"{L \"head_dim\": 1048576}", "num_attention_heads * head_dim"},
-        {"{L \"hidden_act\": \"relu\"}", "`hidden_act`"},
-        {"{L \"hidden_act\": 3}", "`hidden_act`"},
-        {"{L \"rms_norm_eps\": \"a\"}", "`rms_norm_eps`: expected a number"},
-        {"{L \"rms_norm_eps\": -1}", "`rms_norm_eps`: expected 0 to 1"},
-        {"{L \"mlp_bias\": 1}", "`mlp_bias`: expected true or false"},
-        {"{L \"position\": \"learned\"}", "`position`: expected rotary"},
-        {"{L \"sliding_window\": 4096}", "`sliding_window` is 4096"},
-        {"{L \"quantization_config\": {\"bits\": 4}}", "`quantization_config`"},
-        {"{L \"layer_types\": [\"full_attention\", \"sliding_attention\"]}", "`layer_types`"},
-        {"{L \"partial_rotary_factor\": 0.5}", "`partial_rotary_factor`"},
-        {"{L \"eos_token_id\": \"x\"}", "`eos_token_id`"},
-        {"{L \"eos_token_id\": [1,2,3,4,5,6,7,8,9]}", "at most 8 ids, found 9"},
-        {"{L \"bos_token_id\": []}", "`bos_token_id`"},
-        {"{L \"rope_theta\": 0}", "`rope_theta`"},
-        {"{L \"rope_scaling\": 3}", "`rope_scaling`: expected an object"},
-        {"{L \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}}", "`yarn` isn't supported"},
-        {"{L \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}}", "`dynamic`"},
-        {"{L \"rope_scaling\": {\"type\": \"linear\"}}", "needs the number `factor`"},
-        {"{L \"rope_scaling\": {\"type\": \"linear\", \"rope_type\": \"llama3\"}}", "differ"},
-        {"{L \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8}}", "`low_freq_factor`"},
-        {"{L \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\":"
-         "4, \"high_freq_factor\": 4, \"original_max_position_embeddings\": 8}}",
-         "must be above `low_freq_factor`"},
-        {"{L \"rope_parameters\": {\"full_attention\": {}}}", "`rope_parameters.full_attention`"},
-        {"{G \"scale_attn_by_inverse_layer_idx\": true}", "`scale_attn_by_inverse_layer_idx`"},
-        {"{G \"scale_attn_weights\": false}", "`scale_attn_weights` is false"},
-        {"{G \"add_cross_attention\": true}", "`add_cross_attention`"},
-        {"{G \"activation_function\": \"relu\"}", "`activation_function`"},
-        {"{G \"n_head\": 7}", "n_head (7) must divide n_embd (768)"},
-        {"{G \"position\": \"rotary\"}", "`position`: expected learned or sinusoidal"},
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         char json[500];
-        const char *s = cases[i].json;
+        const char *s = refused[i].json;
         bool llama = strncmp(s, "{L", 2) == 0, gpt2 = strncmp(s, "{G", 2) == 0;
         snprintf(json, sizeof json, "%s%s",
                  llama  ? "{\"model_type\": \"llama\","
@@ -155,8 +157,8 @@ static void refuses_by_name(void **state) {
                  llama || gpt2 ? s + 2 : s);
         struct tsr_model m;
         assert_int_equal(tsr_model_parse(&m, json, "test"), TSR_EMODEL);
-        if (!strstr(tsr_error_text(), cases[i].piece))
-            fail_msg("%s: expected \"%s\", found: %s", json, cases[i].piece, tsr_error_text());
+        if (!strstr(tsr_error_text(), refused[i].piece))
+            fail_msg("%s: expected \"%s\", found: %s", json, refused[i].piece, tsr_error_text());
     }
 }
 
@@ -179,7 +181,7 @@ static void accepts_what_changes_nothing(void **state) {
 // border counts with up to high / (high - low) < 2 times its own error: 2e-6 covers both.
 static void rope_as_transformers(void **state) {
     (void)state;
-    json_t *root = json_load_file(TSR_GOLDEN_DIR "/rope/frequencies.json", 0, NULL);
+    json_t *root = json_load_file(TESSERA_GOLDEN_DIR "/rope/frequencies.json", 0, NULL);
     size_t i, k, d;
     json_t *item, *config, *value;
     assert_non_null(root);

@@ -3,8 +3,8 @@
 #include "core/model.h"
 #include "core/pieces.h"
 
-#ifndef TSR_GOLDEN_DIR
-#define TSR_GOLDEN_DIR "tests/golden"
+#ifndef TESSERA_GOLDEN_DIR
+#define TESSERA_GOLDEN_DIR "tests/golden"
 #endif
 
 static void model_is_given_once(void **state) {
@@ -266,7 +266,7 @@ static void shipped_run_files(void **state) {
         struct tsr_run r;
         struct tsr_model m;
         int64_t dp;
-        snprintf(path, sizeof path, "%s/../../configs/%s.yaml", TSR_GOLDEN_DIR, files[i].name);
+        snprintf(path, sizeof path, "%s/../../configs/%s.yaml", TESSERA_GOLDEN_DIR, files[i].name);
         if (tsr_run_load(&r, path, NULL, 0) != 0 ||
             tsr_run_check_world(&r, files[i].world, &dp) != 0)
             fail_msg("%s: %s", path, tsr_error_text());

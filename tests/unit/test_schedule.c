@@ -223,12 +223,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpipe),
-        cmocka_unit_test(test_1f1b),
-        cmocka_unit_test(test_interleaved),
-        cmocka_unit_test(test_simulator_finds_deadlock),
-        cmocka_unit_test(test_known_lists),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_gpipe),       cmocka_unit_test(test_1f1b),
+        cmocka_unit_test(test_interleaved), cmocka_unit_test(test_simulator_finds_deadlock),
+        cmocka_unit_test(test_known_lists), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -202,10 +202,10 @@ static void load_keys(struct bwd_part *p, int base) {
     p->j0 = attn_max(p->seg->position - base, 0);
     p->j1 = attn_min(p->seg->position + p->seg->length - base, ATTN_KEYS);
     TSR_FN(tsr_attn_key_rows)(row, p->seg, base, p->j0, p->j1);
-    TSR_FN(tsr_attn_pack_t)(p->kt, k, row, p->j0, p->j1, a->head_dim);
-    TSR_FN(tsr_attn_pack_t)(p->vt, v, row, p->j0, p->j1, a->head_dim);
+    TSR_FN(tsr_attn_pack_t)(p->kt, k, row, NULL, p->j0, p->j1, a->head_dim);
+    TSR_FN(tsr_attn_pack_t)(p->vt, v, row, NULL, p->j0, p->j1, a->head_dim);
     if (p->job->queries)
-        TSR_FN(tsr_attn_pack)(p->k, k, row, p->j0, p->j1, a->head_dim);
+        TSR_FN(tsr_attn_pack)(p->k, k, row, NULL, p->j0, p->j1, a->head_dim);
 }
 
 // Blocks of keys [kb0, kb1) against those of the blocks of queries [qb0, qb1) that see them.

@@ -27,16 +27,18 @@ void TSR_FN(tsr_attn_key_rows)(ptrdiff_t *row, const struct tsr_segment *s, int 
     }
 }
 
-void TSR_FN(tsr_attn_pack_t)(float *t, struct attn_head h, const ptrdiff_t *row, int j0, int j1,
-                             int head_dim) {
+void TSR_FN(tsr_attn_pack_t)(float *t, struct attn_head h, const ptrdiff_t *row,
+                             const ptrdiff_t *next, int j0, int j1, int head_dim) {
     for (int g = j0 / 16 * 16; g < j1; g += 16) {
+        int lo = attn_max(j0 - g, 0), hi = attn_min(j1 - g, 16);
         for (int d = 0; d < head_dim; d += 16) {
             v16 r[16];
             for (int i = 0; i < 16; i++) {
-                int j = g + i;
-                r[i] = j >= j0 && j < j1
-                           ? v16_load_tail(h.p + row[j] * h.ld + d, head_dim - d, 0.0f)
-                           : v16_zero();
+                bool in = i >= lo && i < hi;
+                if (in && next != NULL)
+                    __builtin_prefetch(h.p + next[g + i] * h.ld + d);
+                r[i] = in ? v16_load_tail(h.p + row[g + i] * h.ld + d, head_dim - d, 0.0f)
+                          : v16_zero();
             }
             v16_transpose(r);
             int n = attn_min(16, head_dim - d);
@@ -46,13 +48,16 @@ void TSR_FN(tsr_attn_pack_t)(float *t, struct attn_head h, const ptrdiff_t *row,
     }
 }
 
-void TSR_FN(tsr_attn_pack)(float *panel, struct attn_head h, const ptrdiff_t *row, int j0, int j1,
-                           int head_dim) {
+void TSR_FN(tsr_attn_pack)(float *panel, struct attn_head h, const ptrdiff_t *row,
+                           const ptrdiff_t *next, int j0, int j1, int head_dim) {
     int ld = attn_padded(head_dim);
     for (int j = j0; j < j1; j++) {
         const float *src = h.p + row[j] * h.ld;
-        for (int d = 0; d < head_dim; d += 16)
+        for (int d = 0; d < head_dim; d += 16) {
+            if (next != NULL)
+                __builtin_prefetch(h.p + next[j] * h.ld + d);
             v16_store(panel + (ptrdiff_t)j * ld + d, v16_load_tail(src + d, head_dim - d, 0.0f));
+        }
     }
 }
 

@@ -75,12 +75,12 @@ struct attn_head {
 void TSR_FN(tsr_attn_key_rows)(ptrdiff_t *row, const struct tsr_segment *s, int base, int j0,
                                int j1);
 // t(d, j) = head(row[j], d) for j in [j0, j1); the other columns of their groups of 16 are +0.
-// t: (D, ATTN_KEYS).
-void TSR_FN(tsr_attn_pack_t)(float *t, struct attn_head h, const ptrdiff_t *row, int j0, int j1,
-                             int head_dim);
+// t: (D, ATTN_KEYS). Meanwhile rows next[j] are fetched into the cache; NULL: none.
+void TSR_FN(tsr_attn_pack_t)(float *t, struct attn_head h, const ptrdiff_t *row,
+                             const ptrdiff_t *next, int j0, int j1, int head_dim);
 // panel(j, d) = head(row[j], d) for j in [j0, j1), +0 from d = D to the padded width.
-void TSR_FN(tsr_attn_pack)(float *panel, struct attn_head h, const ptrdiff_t *row, int j0, int j1,
-                           int head_dim);
+void TSR_FN(tsr_attn_pack)(float *panel, struct attn_head h, const ptrdiff_t *row,
+                           const ptrdiff_t *next, int j0, int j1, int head_dim);
 
 // C(r,:) = alpha[r] C(r,:), then one chain of fused multiply-adds of A(r,k) B(k,:) for k from
 // lo[r] up to hi[r]: terms outside are not touched. lo and hi never fall as r rises. C and B are
