@@ -78,10 +78,9 @@ static int index_text(const struct tsr_checkpoint *c, struct placed *placed, str
             total += e->end - e->begin;
         }
     qsort(placed, (size_t)n, sizeof *placed, order_of_placed);
-    TSR_TRY(tsr_buf_printf(b,
-                           "{\n  \"metadata\": {\n    \"total_size\": %" PRIu64
-                           "\n  },\n  \"weight_map\": {\n",
-                           total));
+    TSR_TRY(tsr_buf_printf(
+        b, "{\n  \"metadata\": {\n    \"total_size\": %" PRIu64 "\n  },\n  \"weight_map\": {\n",
+        total));
     for (int i = 0; i < n; i++)
         TSR_TRY(tsr_buf_printf(b, "    \"%s\": \"%s\"%s\n", placed[i].name, placed[i].file,
                                i < n - 1 ? "," : ""));
@@ -126,8 +125,8 @@ static int take_digests(const struct tsr_checkpoint *c, const struct tsr_digest 
             return tsr_fail(TSR_EIO, "%s: expected %" PRIu64 " bytes, found %" PRIu64, path,
                             c->files[k].size, f->size);
         for (int64_t i = 0; i < f->n_ranges; i++)
-            f->digests[i] = digests[tsr_ckpt_slot_of_range(c->files[k].first_range + i,
-                                                           c->n_ranges, n_ranks)];
+            f->digests[i] =
+                digests[tsr_ckpt_slot_of_range(c->files[k].first_range + i, c->n_ranges, n_ranks)];
         return 0;
     }
     for (int64_t i = 0; i < f->n_ranges; i++) {

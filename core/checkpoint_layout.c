@@ -83,8 +83,7 @@ static int cut_set(struct tsr_checkpoint *c, struct tsr_ckpt_set *s) {
     c->files = files;
     for (int i = 0, k = 0; i < s->n_entries; k++) {
         struct tsr_ckpt_file *f = &files[c->n_files];
-        *f = (struct tsr_ckpt_file){.entries = &s->entries[i],
-                                    .n_entries = n_together(s, i, max)};
+        *f = (struct tsr_ckpt_file){.entries = &s->entries[i], .n_entries = n_together(s, i, max)};
         snprintf(f->path, sizeof f->path, "%s-%05d-of-%05d.safetensors", s->stem, k + 1,
                  s->n_files);
         c->n_files++; // before what can fail: the header is freed with the file

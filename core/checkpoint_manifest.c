@@ -50,8 +50,9 @@ static int check_checksum(const char *text, size_t n, const char *path) {
         if (memcmp(text + n - n_tail, tail, n_tail) == 0)
             return 0;
     }
-    return tsr_fail(TSR_EMODEL, "%s: expected a manifest that ends with its own checksum, found "
-                                "a damaged or unfinished one",
+    return tsr_fail(TSR_EMODEL,
+                    "%s: expected a manifest that ends with its own checksum, found "
+                    "a damaged or unfinished one",
                     path);
 }
 

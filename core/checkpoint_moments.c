@@ -68,8 +68,7 @@ static int count_files(const char *dir, const struct tsr_ckpt_names *names, cons
             continue;
         const char *digits = names->v[i] + n_prefix;
         long count = strspn(digits, "0123456789") == 5 ? strtol(digits, NULL, 10) : 0;
-        if (*n != 0 || count < 1 || count > MAX_FILES ||
-            strcmp(digits + 5, ".safetensors") != 0)
+        if (*n != 0 || count < 1 || count > MAX_FILES || strcmp(digits + 5, ".safetensors") != 0)
             return tsr_fail(TSR_EMODEL, "%s/%s: expected one set of %s files numbered 1 to n", dir,
                             names->v[i], stem);
         *n = (int)count;

@@ -1,5 +1,6 @@
 #include "core/json_field.h"
 #include "core/error.h"
+#include "core/utf8.h"
 
 const char *tsr_field_type(const json_t *obj) {
     const char *type = json_string_value(json_object_get(obj, "type"));
@@ -49,6 +50,6 @@ int tsr_field_pattern(const json_t *obj, const char *key, const char *where, con
 }
 
 int tsr_field_refuse(const json_t *obj, const char *where) {
-    return tsr_fail(TSR_EMODEL, "%s of type \"%.80s\" is not supported", where,
-                    tsr_field_type(obj));
+    return tsr_fail(TSR_EMODEL, "%s of type \"%.*s\" is not supported", where,
+                    tsr_utf8_clip(tsr_field_type(obj), 80), tsr_field_type(obj));
 }

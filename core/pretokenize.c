@@ -66,7 +66,8 @@ static int parse_split(struct stage *st, const json_t *json, const char *where) 
     while (i < n && strcmp(behavior, BEHAVIOR[i]) != 0)
         i++;
     if (i == n)
-        return tsr_fail(TSR_EMODEL, "%s: unknown behavior \"%.80s\"", where, behavior);
+        return tsr_fail(TSR_EMODEL, "%s: unknown behavior \"%.*s\"", where,
+                        tsr_utf8_clip(behavior, 80), behavior);
     st->behavior = (enum behavior)i;
     return tsr_regex_compile(&st->regex, pattern, literal, where);
 }

@@ -50,11 +50,12 @@ static int emit_newer(struct tr *t, const char *kind) {
     return 0;
 }
 
+// Oniguruma's \w: letters, marks, decimal digits, connectors, and the numbers of Latin-1.
 static int emit_word(struct tr *t) {
-    TSR_TRY(emit(t, "\\p{Alphabetic}\\p{M}\\p{N}\\p{Pc}"));
+    TSR_TRY(emit(t, "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe"));
     TSR_TRY(emit_newer(t, "L"));
     TSR_TRY(emit_newer(t, "M"));
-    TSR_TRY(emit_newer(t, "N"));
+    TSR_TRY(emit_newer(t, "Nd"));
     return emit_newer(t, "Pc");
 }
 

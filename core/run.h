@@ -43,7 +43,7 @@ struct tsr_run {
     struct {
         int64_t steps, global_batch, micro_batch; // batches count sequences
         double lr;
-        int schedule; // enum tsr_lr_schedule
+        int schedule;          // enum tsr_lr_schedule
         int64_t warmup, decay; // decay: last steps of wsd, -1: a fifth of steps
         double min_lr, beta1, beta2, eps, weight_decay, clip;
         int precision, recompute;
@@ -84,7 +84,8 @@ int tsr_run_dump(const struct tsr_run *r, struct tsr_buf *out);
 // that differs is named (TSR_ECONFIG). `train.steps` and other `free` fields may change.
 int tsr_run_check_resume(const struct tsr_run *r, const char *stamped_yaml, const char *where);
 
-// Calls back per field, in order, for --help: "train.steps", "integer >= 1", "default or (required)", help.
+// Calls back per field, in order, for --help: "train.steps", "integer >= 1", "default or
+// (required)", help.
 void tsr_run_fields_each(void (*fn)(const char *path, const char *type, const char *dflt,
                                     const char *help, void *arg),
                          void *arg);

@@ -158,10 +158,12 @@ void tsr_reader_text(struct tsr_reader *rd, const char *text, size_t n_bytes) {
         text += 3;
         n_bytes -= 3;
     }
-    if (!tsr_yaml_compose(rd, text, n_bytes, &doc))
+    rd->nothing = !tsr_yaml_compose(rd, text, n_bytes, &doc);
+    if (rd->nothing)
         return;
     const yaml_node_t *root = yaml_document_get_root_node(&doc);
     rd->doc = &doc;
+    rd->nothing = !root || root->type != YAML_MAPPING_NODE;
     if (root && !tsr_yaml_is_null(root))
         tsr_reader_apply(rd, "", tsr_mark_of(rd, root), root);
     else
@@ -230,7 +232,7 @@ int tsr_run_load(struct tsr_run *r, const char *path, const char *const *overrid
         rc = read_all(&rd, overrides, n_overrides);
     if (rc == 0 && !rd.no_memory)
         rc = derive(&rd, base);
-    if (rc == 0 && !rd.no_memory)
+    if (rc == 0 && !rd.no_memory && !rd.nothing)
         tsr_run_check(&rd);
     if (rc == 0)
         rc = tsr_reader_finish(&rd);

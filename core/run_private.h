@@ -63,6 +63,7 @@ struct tsr_reader {
     struct tsr_buf mistakes; // one per line
     int n_mistakes;
     bool is_usage;  // an override has no '='
+    bool nothing;   // the file has no keys: what is missing need not be said
     bool no_memory; // gave up
 };
 

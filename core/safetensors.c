@@ -37,9 +37,8 @@ static int parse_range(const char *path, const json_t *range, uint64_t data_size
                        struct tsr_st_entry *e) {
     const json_t *begin = json_array_get(range, 0), *end = json_array_get(range, 1);
     if (json_array_size(range) != 2 || !json_is_integer(begin) || !json_is_integer(end))
-        return tsr_fail(TSR_EMODEL,
-                        "%s: tensor \"%s\": expected `data_offsets` to be two integers", path,
-                        e->name);
+        return tsr_fail(TSR_EMODEL, "%s: tensor \"%s\": expected `data_offsets` to be two integers",
+                        path, e->name);
     json_int_t b = json_integer_value(begin), t = json_integer_value(end);
     if (b < 0 || t < b || (uint64_t)t > data_size)
         return tsr_fail(TSR_EMODEL,

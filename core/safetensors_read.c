@@ -49,8 +49,8 @@ static int read_rows(const struct reader *r, uint64_t offset, uint64_t stride, i
         int64_t part = n_rows - i < at_most ? n_rows - i : at_most;
         // up to the end of the last row's part, not further: that may be the end of the file
         size_t span = (size_t)(part - 1) * stride + row_bytes;
-        TSR_TRY(tsr_pread_all(r->f->fd, r->scratch, span, offset + (uint64_t)i * stride,
-                              r->f->path));
+        TSR_TRY(
+            tsr_pread_all(r->f->fd, r->scratch, span, offset + (uint64_t)i * stride, r->f->path));
         for (int64_t j = 0; j < part; j++)
             tsr_dtype_to_f32(r->dtype, out + (size_t)(i + j) * width,
                              r->scratch + (size_t)j * stride, width);
@@ -82,9 +82,9 @@ int tsr_st_read_region(const struct tsr_st_file *f, const struct tsr_st_entry *e
     if (!r.scratch)
         return tsr_fail(TSR_ENOMEM, "%s: no memory to read tensor \"%s\"", f->path, e->name);
     uint64_t offset = f->data_offset + e->begin + (uint64_t)(r0 * cols + c0) * r.elem;
-    int rc = c1 - c0 == cols ? read_run(&r, offset, (size_t)((r1 - r0) * cols), out)
-                             : read_rows(&r, offset, (uint64_t)cols * r.elem, r1 - r0,
-                                         (size_t)(c1 - c0), out);
+    int rc = c1 - c0 == cols
+                 ? read_run(&r, offset, (size_t)((r1 - r0) * cols), out)
+                 : read_rows(&r, offset, (uint64_t)cols * r.elem, r1 - r0, (size_t)(c1 - c0), out);
     free(r.scratch);
     return rc;
 }

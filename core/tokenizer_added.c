@@ -42,15 +42,32 @@ static int add(struct tsr_tokenizer *t, struct tsr_added *a, int32_t *next_id) {
         a->id = was.id;
         a->special |= was.special;
         t->added.token[index] = *a;
-        *a = was; // the caller frees it
+        *a = was; // the caller frees its texts
         return 0;
     }
     a->id = known >= 0 ? t->vocab_id.v[known] : (*next_id)++;
     if (a->id > TSR_MAX_TOKEN_ID)
         return tsr_fail(TSR_EMODEL, "too many added tokens");
     struct tsr_added pushed = *a;
-    *a = (struct tsr_added){0};
+    a->text = a->match = NULL; // they go into the set
     return tsr_added_push(&t->added, &pushed);
+}
+
+// One entry of the list. *as_in_file: its id is the one that the file gives.
+static int read_entry(struct tsr_tokenizer *t, const json_t *item, const char *where,
+                      int32_t *next_id, bool *as_in_file) {
+    struct tsr_added a = {0};
+    int32_t file_id = 0;
+    int rc = read_token(&a, item, where, &file_id);
+    if (rc == 0)
+        rc = normal_form(t, &a);
+    if (rc == 0 && a.text[0] != 0) { // Hugging Face passes over an empty one
+        rc = add(t, &a, next_id);
+        *as_in_file = rc == 0 && a.id == file_id;
+    }
+    free(a.text);
+    free(a.match);
+    return rc;
 }
 
 int tsr_tokenizer_read_added(struct tsr_tokenizer *t, const json_t *list, const char *where) {
@@ -61,25 +78,13 @@ int tsr_tokenizer_read_added(struct tsr_tokenizer *t, const json_t *list, const 
     if (list && !json_is_null(list) && !json_is_array(list))
         return tsr_fail(TSR_EMODEL, "%s: expected a list", where);
     json_array_foreach(list, i, item) {
-        struct tsr_added a = {0};
-        int32_t file_id = 0, id = 0;
-        int rc = read_token(&a, item, where, &file_id);
-        if (rc == 0)
-            rc = normal_form(t, &a);
-        if (rc == 0 && a.text[0] != 0) {
-            rc = add(t, &a, &next_id);
-            id = rc == 0 ? tsr_tokenizer_id(t, json_string_value(json_object_get(item, "content")))
-                         : 0;
-            if (rc == 0 && id != file_id && !warned) {
-                tsr_warn("%s: \"%.80s\" has id %d in the file; Hugging Face's tokenizers count it "
-                         "as %d, which is taken",
-                         where, json_string_value(json_object_get(item, "content")), file_id, id);
-                warned = true;
-            }
-        }
-        free(a.text);
-        free(a.match);
-        TSR_TRY(rc);
+        bool as_in_file = true;
+        TSR_TRY(read_entry(t, item, where, &next_id, &as_in_file));
+        if (!as_in_file && !warned)
+            tsr_warn("%s: entry %zu has an id that Hugging Face's tokenizers don't give it, and "
+                     "neither do we: tokens that the model lacks are counted on from its %zu",
+                     where, i + 1, t->vocab.n);
+        warned |= !as_in_file;
     }
     return tsr_added_index(&t->added);
 }

@@ -3,17 +3,18 @@
 #include "core/error.h"
 #include "core/io.h"
 #include "core/json_field.h"
+#include "core/utf8.h"
 
 #include <string.h>
 
 enum { MAX_FILE_BYTES = 1 << 30 };
 
-static int read_json(const char *path, json_t **out) {
+static int read_json(const char *path, size_t flags, json_t **out) {
     char *text;
     size_t n_bytes;
     json_error_t e;
     TSR_TRY(tsr_read_file(path, MAX_FILE_BYTES, TSR_EMODEL, &text, &n_bytes));
-    *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &e);
+    *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES | flags, &e);
     free(text);
     if (!*out)
         return tsr_fail(TSR_EMODEL, "%s:%d:%d: %s", path, e.line, e.column, e.text);
@@ -64,8 +65,8 @@ static int index_pieces(struct tsr_tokenizer *t, const char *where) {
         size_t len, at = t->bytes.len;
         const char *text = tsr_strmap_at(&t->vocab, i, &len);
         if (t->piece[t->vocab_id.v[i]].known)
-            return tsr_fail(TSR_EMODEL, "%s: two tokens have the id %d, one is \"%.80s\"", where,
-                            t->vocab_id.v[i], text);
+            return tsr_fail(TSR_EMODEL, "%s: two tokens have the id %d, one is \"%.*s\"", where,
+                            t->vocab_id.v[i], tsr_utf8_clip(text, len < 80 ? len : 80), text);
         bool spelled;
         TSR_TRY(tsr_bytes_unspell(text, len, &t->bytes, &spelled));
         if (!spelled)
@@ -111,8 +112,8 @@ static int read_named(const struct tsr_tokenizer *t, const json_t *config, const
         return 0;
     *id = text ? tsr_tokenizer_id(t, text) : -1;
     if (*id < 0)
-        return tsr_fail(TSR_EMODEL, "%s: %s \"%.80s\" is not a token of tokenizer.json", path, key,
-                        text ? text : "?");
+        return tsr_fail(TSR_EMODEL, "%s: %s \"%.*s\" is not a token of tokenizer.json", path, key,
+                        text ? tsr_utf8_clip(text, 80) : 1, text ? text : "?");
     return 0;
 }
 
@@ -121,8 +122,9 @@ static int read_config(struct tsr_tokenizer *t, const char *dir) {
     char path[TSR_PATH_MAX];
     json_t *config = NULL;
     TSR_TRY(tsr_path_join(path, dir, "tokenizer_config.json"));
+    // transformers writes a model_max_length of 10^30 when there is no limit: no integer of ours.
     if (tsr_path_exists(path))
-        TSR_TRY(read_json(path, &config));
+        TSR_TRY(read_json(path, JSON_DECODE_INT_AS_REAL, &config));
     int rc = read_named(t, config, "eos_token", path, &t->eos);
     if (rc == 0)
         rc = read_named(t, config, "bos_token", path, &t->bos);
@@ -136,7 +138,7 @@ int tsr_tokenizer_load(struct tsr_tokenizer **out, const char *dir) {
     char path[TSR_PATH_MAX];
     json_t *root;
     TSR_TRY(tsr_path_join(path, dir, "tokenizer.json"));
-    TSR_TRY(read_json(path, &root));
+    TSR_TRY(read_json(path, 0, &root));
     struct tsr_tokenizer *t = calloc(1, sizeof *t);
     int rc = t ? 0 : tsr_fail(TSR_ENOMEM, "no memory for a tokenizer");
     if (rc == 0) {

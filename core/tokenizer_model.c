@@ -14,8 +14,8 @@ static int read_vocab(struct tsr_tokenizer *t, const json_t *vocab, const char *
     json_object_foreach((json_t *)vocab, text, value) {
         json_int_t id = json_integer_value(value);
         if (!json_is_integer(value) || id < 0 || id > TSR_MAX_TOKEN_ID)
-            return tsr_fail(TSR_EMODEL, "%s: the id of token \"%.80s\" is not in [0, %d]", where,
-                            text, TSR_MAX_TOKEN_ID);
+            return tsr_fail(TSR_EMODEL, "%s: the id of token \"%.*s\" is not in [0, %d]", where,
+                            tsr_utf8_clip(text, 80), text, TSR_MAX_TOKEN_ID);
         uint32_t index;
         TSR_TRY(tsr_strmap_add(&t->vocab, text, strlen(text), &index));
         TSR_TRY(tsr_ids_push(&t->vocab_id, (int32_t)id));
@@ -42,8 +42,8 @@ static int add_merge(struct tsr_tokenizer *t, const char *left, size_t n_left, c
     TSR_TRY(rc);
     if (a < 0 || b < 0 || id < 0)
         return tsr_fail(TSR_EMODEL, "%s: merge %u (\"%.*s\" and \"%.*s\"): %s is not a token", where,
-                        rank, (int)(n_left < 80 ? n_left : 80), left,
-                        (int)(n_right < 80 ? n_right : 80), right,
+                        rank, tsr_utf8_clip(left, n_left < 80 ? n_left : 80), left,
+                        tsr_utf8_clip(right, n_right < 80 ? n_right : 80), right,
                         a < 0   ? "the first half"
                         : b < 0 ? "the second half"
                                 : "the whole");
@@ -61,8 +61,8 @@ static int read_merge_line(struct tsr_tokenizer *t, const json_t *line, uint32_t
         return 0;
     const char *space = strchr(s, ' ');
     if (!space || strchr(space + 1, ' '))
-        return tsr_fail(TSR_EMODEL, "%s: merge %u: expected two tokens and a space, found \"%.80s\"",
-                        where, *rank, s);
+        return tsr_fail(TSR_EMODEL, "%s: merge %u: expected two tokens and a space, found \"%.*s\"",
+                        where, *rank, tsr_utf8_clip(s, 80), s);
     return add_merge(t, s, (size_t)(space - s), space + 1, strlen(space + 1), (*rank)++, where);
 }
 

@@ -1,6 +1,7 @@
 #include "core/tokenizer_parts.h"
 #include "core/error.h"
 #include "core/json_field.h"
+#include "core/utf8.h"
 
 #include <string.h>
 
@@ -22,7 +23,8 @@ static int push_special(struct tsr_tokenizer *t, struct tsr_ids *ids, const json
     const json_t *list = json_object_get(entry, "ids"), *v;
     size_t i;
     if (!json_is_array(list))
-        return tsr_fail(TSR_EMODEL, "%s: \"special_tokens\" lacks \"%.80s\"", where, name);
+        return tsr_fail(TSR_EMODEL, "%s: \"special_tokens\" lacks \"%.*s\"", where,
+                        tsr_utf8_clip(name, 80), name);
     json_array_foreach(list, i, v)
         TSR_TRY(push_id(t, ids, v, where));
     return 0;

@@ -64,8 +64,8 @@ static bool is_ignored(const char *name) {
 
 // A file's name as the table spells it: AutoModel.save_pretrained leaves the prefix out.
 static void full_name(char out[static 1024], const struct opening *o, const char *name) {
-    bool as_is = strcmp(name, "lm_head.weight") == 0 ||
-                 strncmp(name, o->prefix, strlen(o->prefix)) == 0;
+    bool as_is =
+        strcmp(name, "lm_head.weight") == 0 || strncmp(name, o->prefix, strlen(o->prefix)) == 0;
     snprintf(out, 1024, "%s%s", as_is ? "" : o->prefix, name);
 }
 

@@ -24,13 +24,12 @@ static struct dims dims_of(const struct tsr_net *net, const struct tsr_batch *b)
                          tsr_range_len(net->f)};
 }
 
-// What selective recomputation makes again: cheap, and more than a third of the memory.
-static void place_cheap(struct tsr_acts *a, const struct tsr_net *net, struct dims d,
+// Outputs of norms are cheaper to make again than to keep, whatever the mode.
+static void place_norms(struct tsr_acts *a, const struct tsr_net *net, struct dims d,
                         struct tsr_arena *arena) {
     a->h1 = elems(arena, net, d.Nl * d.C);
     if (!net->m->post_norm)
         a->h2 = elems(arena, net, d.Nl * d.C);
-    a->a = elems(arena, net, d.N * d.F);
 }
 
 static void place_costly(struct tsr_acts *a, const struct tsr_net *net, struct dims d,
@@ -57,17 +56,25 @@ void tsr_acts_place_all(struct tsr_acts *a, const struct tsr_net *net, const str
     memset(a, 0, sizeof *a);
     a->x = elems(arena, net, d.Nl * d.C);
     place_costly(a, net, d, arena);
-    place_cheap(a, net, d, arena);
+    place_norms(a, net, d, arena);
+    a->a = elems(arena, net, d.N * d.F);
 }
 
-void tsr_acts_place_cheap(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
-                          struct tsr_arena *arena) {
-    place_cheap(a, net, dims_of(net, b), arena);
+void tsr_acts_place_shared(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
+                           enum tsr_recompute mode, struct tsr_arena *arena) {
+    struct dims d = dims_of(net, b);
+    if (mode == TSR_RECOMPUTE_FULL) {
+        tsr_acts_place_all(a, net, b, arena);
+        return;
+    }
+    memset(a, 0, sizeof *a);
+    place_norms(a, net, d, arena);
+    if (mode == TSR_RECOMPUTE_SELECTIVE)
+        a->a = elems(arena, net, d.N * d.F);
 }
 
 void tsr_acts_place(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
-                    enum tsr_recompute mode, struct tsr_arena *own,
-                    const struct tsr_acts *shared) {
+                    enum tsr_recompute mode, struct tsr_arena *own, const struct tsr_acts *shared) {
     struct dims d = dims_of(net, b);
     *a = *shared;
     a->x = elems(own, net, d.Nl * d.C);
@@ -75,7 +82,7 @@ void tsr_acts_place(struct tsr_acts *a, const struct tsr_net *net, const struct 
         return;
     place_costly(a, net, d, own);
     if (mode == TSR_RECOMPUTE_NONE)
-        place_cheap(a, net, d, own);
+        a->a = elems(own, net, d.N * d.F);
 }
 
 void tsr_work_place(struct tsr_work *w, const struct tsr_net *net, const struct tsr_batch *b,

@@ -7,7 +7,8 @@
 #include "dist/zero.h"
 
 // Sums of squares of the row blocks of piece v of a parameter that this rank owns.
-static int piece_leaves(struct tsr_net *net, const struct tsr_param *p, int v, struct tsr_leaves *out) {
+static int piece_leaves(struct tsr_net *net, const struct tsr_param *p, int v,
+                        struct tsr_leaves *out) {
     struct tsr_region r = tsr_tensor_piece(p->t, v, net->mesh.V);
     int64_t bounds[257], tensor = p->t - net->tensors.t;
     double sums[256];
@@ -21,7 +22,8 @@ static int piece_leaves(struct tsr_net *net, const struct tsr_param *p, int v, s
     TSR_TRY(net->ctx->ops->sumsq(net->ctx, sums, g, p->cols, bounds, net->Wl, r.c1 - r.c0));
     TSR_TRY(net->ctx->ops->sync(net->ctx));
     for (int b = 0; b < net->Wl; b++)
-        TSR_TRY(tsr_leaves_push(out, (tensor * net->mesh.V + v) * net->mesh.W + first + b, sums[b]));
+        TSR_TRY(
+            tsr_leaves_push(out, (tensor * net->mesh.V + v) * net->mesh.W + first + b, sums[b]));
     return 0;
 }
 

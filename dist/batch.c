@@ -41,8 +41,9 @@ int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, i
 }
 
 void tsr_batch_close(struct tsr_batch *b) {
-    void *all[] = {b->ids,        b->targets,    b->pos,          b->pos_local,  b->ids_local, b->segs,
-                   b->local_segs, b->whole_segs, b->replica_rows, b->piece_rows, b->token_rows, b->local_piece_rows};
+    void *all[] = {b->ids,          b->targets,    b->pos,        b->pos_local,
+                   b->ids_local,    b->segs,       b->local_segs, b->whole_segs,
+                   b->replica_rows, b->piece_rows, b->token_rows, b->local_piece_rows};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     memset(b, 0, sizeof *b);
@@ -77,9 +78,8 @@ static void map_tokens(struct tsr_batch *b, const struct tsr_net *net, int s, in
     for (int c = 0; c < chains; c++) {
         struct tsr_range t = tsr_piece(b->seq_len, v0 + c, net->mesh.V);
         if (t.hi > t.lo)
-            b->token_rows[b->n_token_rows++] =
-                (struct tsr_rows){s * held + (int)t.lo - b->tok_lo, (int)(t.hi - t.lo),
-                                  replica * chains + c};
+            b->token_rows[b->n_token_rows++] = (struct tsr_rows){
+                s * held + (int)t.lo - b->tok_lo, (int)(t.hi - t.lo), replica * chains + c};
     }
 }
 

@@ -7,8 +7,8 @@
 
 struct tsr_batch {
     int n_seqs, seq_len;
-    int n;       // N = n_seqs * seq_len
-    int n_local; // Nl: rows held between blocks
+    int n;              // N = n_seqs * seq_len
+    int n_local;        // Nl: rows held between blocks
     int tok_lo, tok_hi; // tokens of each sequence that are held between blocks
     int n_pieces;       // virtual replicas inside this micro-batch; 1 when it is part of one
     bool fresh;         // begins its virtual replica(s): gradients start from +0
@@ -16,9 +16,9 @@ struct tsr_batch {
     bool complete;      // ends its virtual replica(s)
     int leaf;           // which leaf of this rank's gradient tree it is (part of)
 
-    int32_t *ids;     // (N) inputs, needed by the first stage
-    int32_t *targets; // (N) or NULL; negative: masked
-    int32_t *pos;     // (N) position in the sequence or document
+    int32_t *ids;       // (N) inputs, needed by the first stage
+    int32_t *targets;   // (N) or NULL; negative: masked
+    int32_t *pos;       // (N) position in the sequence or document
     int32_t *pos_local; // (Nl)
     int32_t *ids_local; // scratch of the embedding: not owned rows are another rank's
 

@@ -18,22 +18,22 @@ struct tsr_attn tsr_block_attn(const struct tsr_net *net, const struct tsr_batch
                                bool training) {
     const struct tsr_model *m = net->m;
     int D = (int)m->head_dim, nq = (int)tsr_range_len(net->q), nkv = (int)tsr_range_len(net->kv);
-    return (struct tsr_attn){
-        .q0 = (int)net->q.lo,
-        .nq = nq,
-        .kv0 = (int)net->kv.lo,
-        .nkv = nkv,
-        .group = (int)(m->n_heads / m->n_kv_heads),
-        .head_dim = D,
-        .scale = (float)(1.0 / sqrt((double)D)),
-        .drop = dropout_of(net, net->opt.dropout.attention, TSR_RNG_DROP_ATTENTION, layer, training),
-        .n_segs = b->n_segs,
-        .segs = b->segs,
-        .n_tokens = b->n,
-        .ldq = nq * D,
-        .ldk = nkv * D,
-        .ldv = nkv * D,
-        .ldo = nq * D};
+    return (struct tsr_attn){.q0 = (int)net->q.lo,
+                             .nq = nq,
+                             .kv0 = (int)net->kv.lo,
+                             .nkv = nkv,
+                             .group = (int)(m->n_heads / m->n_kv_heads),
+                             .head_dim = D,
+                             .scale = (float)(1.0 / sqrt((double)D)),
+                             .drop = dropout_of(net, net->opt.dropout.attention,
+                                                TSR_RNG_DROP_ATTENTION, layer, training),
+                             .n_segs = b->n_segs,
+                             .segs = b->segs,
+                             .n_tokens = b->n,
+                             .ldq = nq * D,
+                             .ldk = nkv * D,
+                             .ldv = nkv * D,
+                             .ldo = nq * D};
 }
 
 int tsr_norm(struct tsr_net *net, tsr_elem *y, float *mean, float *rstd, const tsr_elem *x,
@@ -138,8 +138,8 @@ static int ffn_forward(struct tsr_net *net, int layer, const struct tsr_batch *b
     return row_parallel(net, b, w, out, residual, a->a, P(DOWN_W), P(DOWN_B), columns, drop);
 }
 
-int tsr_block_forward(struct tsr_net *net, int layer, const struct tsr_batch *b,
-                      struct tsr_acts *a, struct tsr_work *w, bool training, tsr_elem *y) {
+int tsr_block_forward(struct tsr_net *net, int layer, const struct tsr_batch *b, struct tsr_acts *a,
+                      struct tsr_work *w, bool training, tsr_elem *y) {
     int n = b->n_local;
     if (net->m->post_norm) {
         TSR_TRY(attention_forward(net, layer, b, a, w, training, a->x, a->x, a->mid));
@@ -154,8 +154,8 @@ int tsr_block_forward(struct tsr_net *net, int layer, const struct tsr_batch *b,
 }
 
 // The head of both backwards: *dy (N, C) is d through dropout, in full rows; the bias is summed.
-static int row_parallel_backward(struct tsr_net *net, const struct tsr_batch *b,
-                                 struct tsr_work *w, const tsr_elem *d, struct tsr_dropout drop,
+static int row_parallel_backward(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w,
+                                 const tsr_elem *d, struct tsr_dropout drop,
                                  const struct tsr_param *bias, const tsr_elem **dy) {
     int c = (int)net->m->hidden;
     if (drop.p != 0.0f) {
@@ -238,10 +238,10 @@ static int attention_core_backward(struct tsr_net *net, int layer, const struct 
     TSR_TRY(ops->attention_bwd(net->ctx, &attn, net->slots, net->n_slots, w->dq, w->slot_k,
                                w->slot_v, w->part, a->o, a->lse, a->q, a->k, a->v));
     if (w->slot_k != w->dk) {
-        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dk, w->slot_k, net->slots, net->n_slots, net->Vl,
-                                 nkv, b->n, D));
-        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dv, w->slot_v, net->slots, net->n_slots, net->Vl,
-                                 nkv, b->n, D));
+        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dk, w->slot_k, net->slots, net->n_slots, net->Vl, nkv,
+                                 b->n, D));
+        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dv, w->slot_v, net->slots, net->n_slots, net->Vl, nkv,
+                                 b->n, D));
     }
     if (net->n_shared_kv > 0)
         TSR_TRY(sum_shared_kv(net, b, w));
@@ -274,19 +274,17 @@ static int attention_backward(struct tsr_net *net, int layer, const struct tsr_b
     return tsr_tp_sum(net, b, w->part, w->staged);
 }
 
-// Fills what selective recomputation left out.
-static int recompute(struct tsr_net *net, int layer, const struct tsr_batch *b,
-                     struct tsr_acts *a, struct tsr_work *w, enum tsr_recompute mode) {
-    if (mode == TSR_RECOMPUTE_NONE)
-        return 0;
+// Fills what the mode didn't keep: the same operations give the same bits.
+static int recompute(struct tsr_net *net, int layer, const struct tsr_batch *b, struct tsr_acts *a,
+                     struct tsr_work *w, enum tsr_recompute mode) {
     if (mode == TSR_RECOMPUTE_FULL)
         return tsr_block_forward(net, layer, b, a, w, true, w->dmid);
+    int n = b->n_local;
     const tsr_elem *x1 = net->m->post_norm ? a->mid : a->x;
-    TSR_TRY(tsr_norm(net, a->h1, a->mean1, a->rstd1, x1, P(NORM1_W), P(NORM1_B), b->n_local));
+    TSR_TRY(tsr_norm(net, a->h1, a->mean1, a->rstd1, x1, P(NORM1_W), P(NORM1_B), n));
     if (!net->m->post_norm)
-        TSR_TRY(tsr_norm(net, a->h2, a->mean2, a->rstd2, a->mid, P(NORM2_W), P(NORM2_B),
-                         b->n_local));
-    return activate(net, layer, b, a, true);
+        TSR_TRY(tsr_norm(net, a->h2, a->mean2, a->rstd2, a->mid, P(NORM2_W), P(NORM2_B), n));
+    return mode == TSR_RECOMPUTE_SELECTIVE ? activate(net, layer, b, a, true) : 0;
 }
 
 int tsr_block_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
@@ -300,8 +298,8 @@ int tsr_block_backward(struct tsr_net *net, int layer, const struct tsr_batch *b
                                   P(NORM2_B)));
         TSR_TRY(ffn_backward(net, layer, b, a, w, a->h1, w->dmid));
         TSR_TRY(ops->add(net->ctx, w->dmid, w->dmid, w->part, n));
-        TSR_TRY(tsr_norm_backward(net, b, dx, NULL, w->dmid, a->mid, a->mean1, a->rstd1,
-                                  P(NORM1_W), P(NORM1_B)));
+        TSR_TRY(tsr_norm_backward(net, b, dx, NULL, w->dmid, a->mid, a->mean1, a->rstd1, P(NORM1_W),
+                                  P(NORM1_B)));
         TSR_TRY(attention_backward(net, layer, b, a, w, a->x, dx));
         return ops->add(net->ctx, dx, dx, w->part, n);
     }

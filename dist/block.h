@@ -13,25 +13,25 @@
 // a post-norm block (GPT-1):
 //   mid = x + attention(x), h1 = norm1(mid), h2 = h1 + ffn(h1), y = norm2(h2)
 struct tsr_acts {
-    tsr_elem *x;           // (Nl, C)
-    tsr_elem *h1;          // (Nl, C)
-    float *mean1, *rstd1;  // (Nl)
-    tsr_elem *q;           // (N, nq D)
-    tsr_elem *k, *v;       // (N, nkv D)
-    tsr_elem *o;           // (N, nq D)
-    float *lse;            // (nq, N)
-    tsr_elem *mid;         // (Nl, C)
-    tsr_elem *h2;          // (Nl, C)
-    float *mean2, *rstd2;  // (Nl)
-    tsr_elem *gate;        // (N, F) before the activation; gated models only
-    tsr_elem *up;          // (N, F) before the activation when not gated
-    tsr_elem *a;           // (N, F) what the down product reads
+    tsr_elem *x;          // (Nl, C)
+    tsr_elem *h1;         // (Nl, C)
+    float *mean1, *rstd1; // (Nl)
+    tsr_elem *q;          // (N, nq D)
+    tsr_elem *k, *v;      // (N, nkv D)
+    tsr_elem *o;          // (N, nq D)
+    float *lse;           // (nq, N)
+    tsr_elem *mid;        // (Nl, C)
+    tsr_elem *h2;         // (Nl, C)
+    float *mean2, *rstd2; // (Nl)
+    tsr_elem *gate;       // (N, F) before the activation; gated models only
+    tsr_elem *up;         // (N, F) before the activation when not gated
+    tsr_elem *a;          // (N, F) what the down product reads
 };
 
 // Scratch of one rank, reused by every block. Sizes in elements of the dtype.
 struct tsr_work {
     tsr_elem *whole1, *whole2, *staged; // (N, C) each; sequence parallelism only
-    tsr_elem *part; // (N, max(C, nq D)) a product not yet summed over ranks
+    tsr_elem *part;                     // (N, max(C, nq D)) a product not yet summed over ranks
     tsr_elem *dy;                       // (Nl, C)
     tsr_elem *dmid;                     // (Nl, C)
     tsr_elem *dq;                       // (N, nq D)
@@ -41,27 +41,27 @@ struct tsr_work {
     tsr_elem *da;                       // (N, F)
 };
 
-// Lays one block's activations out. `own` gets what must live until backward, `shared` what is
-// computed again (TSR_RECOMPUTE_SELECTIVE: norm outputs and the FFN's inner product input;
-// TSR_RECOMPUTE_FULL: all but x).
+// Lays one block's activations out: `own` gets what must live until backward; what is computed
+// again comes from `shared`. That is the norms' outputs in every mode, also what the down product
+// reads (TSR_RECOMPUTE_SELECTIVE), or all but x (TSR_RECOMPUTE_FULL).
 void tsr_acts_place(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
                     enum tsr_recompute mode, struct tsr_arena *own, const struct tsr_acts *shared);
 // A full set, for shared use.
 void tsr_acts_place_all(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
                         struct tsr_arena *arena);
-// Only what selective recomputation makes again.
-void tsr_acts_place_cheap(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
-                          struct tsr_arena *arena);
+// The shared part of a mode.
+void tsr_acts_place_shared(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
+                           enum tsr_recompute mode, struct tsr_arena *arena);
 void tsr_work_place(struct tsr_work *w, const struct tsr_net *net, const struct tsr_batch *b,
                     bool training, struct tsr_arena *arena);
 
 // y (Nl, C) = block `layer` of a->x. Fills *a. y may not be a->x. `cache` holds keys and values of
 // earlier tokens when the batch's segments have one.
-int tsr_block_forward(struct tsr_net *net, int layer, const struct tsr_batch *b,
-                      struct tsr_acts *a, struct tsr_work *w, bool training, tsr_elem *y);
+int tsr_block_forward(struct tsr_net *net, int layer, const struct tsr_batch *b, struct tsr_acts *a,
+                      struct tsr_work *w, bool training, tsr_elem *y);
 
 // dx (Nl, C), in place: gradient of y in, gradient of x out. Parameters' gradients are added up.
-// With `mode` other than none, *a is computed again first where needed.
+// What `mode` didn't keep is computed again first.
 int tsr_block_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
                        struct tsr_acts *a, struct tsr_work *w, enum tsr_recompute mode,
                        tsr_elem *dx);

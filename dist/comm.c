@@ -41,6 +41,14 @@ int tsr_comm_under_mpi(void) {
            tsr_comm_slurm_tasks() > 1;
 }
 
+int tsr_comm_env_rank(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (getenv(names[i]))
+            return env_int(names[i]);
+    return tsr_comm_slurm_tasks() > 1 ? env_int("SLURM_PROCID") : 0;
+}
+
 void tsr_comm_close(struct tsr_comm *c) {
     if (c->ops)
         c->ops->close(c);
@@ -53,7 +61,7 @@ _Noreturn void tsr_comm_abort(struct tsr_comm *c, int exit_code) {
     const char *text = tsr_error_text();
     bool told = strncmp(text, who, strlen(who)) == 0; // a wait's sentence begins like this
     fflush(stdout);
-    fprintf(stderr, "tessera: %s%s%s\n", told ? "" : who, told ? "" : ": ", text);
+    fprintf(stderr, "tessera: error: %s%s%s\n", told ? "" : who, told ? "" : ": ", text);
     fflush(stderr);
     if (c->ops)
         c->ops->abort(c, exit_code);

@@ -108,6 +108,9 @@ int tsr_comm_open_mpi(struct tsr_comm *c, int *argc, char ***argv, struct tsr_pr
 // True when mpirun or srun started this process, be it as the only rank (from the environment,
 // without MPI_Init).
 int tsr_comm_under_mpi(void);
+// This process's number among those that mpirun or srun started, from the environment; 0 alone.
+// For messages before the ranks know each other.
+int tsr_comm_env_rank(void);
 void tsr_comm_close(struct tsr_comm *c);
 // A local failure: prints one line with rank, host and the recorded error sentence, and ends the
 // whole job with `exit_code`.

@@ -14,8 +14,8 @@ int tsr_embed_forward(struct tsr_net *net, const struct tsr_batch *b, struct tsr
     const struct tsr_ops *ops = net->ctx->ops;
     int c = (int)net->m->hidden, v = (int)tsr_range_len(net->vocab);
     struct tsr_dropout drop = embed_dropout(net, training);
-    TSR_TRY(ops->embedding(net->ctx, w->part, b->ids, net->tok_embed->w, (int)net->vocab.lo, v, b->n,
-                           c));
+    TSR_TRY(ops->embedding(net->ctx, w->part, b->ids, net->tok_embed->w, (int)net->vocab.lo, v,
+                           b->n, c));
     TSR_TRY(tsr_tp_sum(net, b, w->part, w->staged));
     if (net->pos_embed)
         TSR_TRY(ops->position(net->ctx, w->part, b->pos_local, net->pos_embed->w, b->n_local, c));

@@ -57,8 +57,7 @@ static int keep_losses(struct eval *e, const struct tsr_batch *b, int64_t first)
 static int run_micro_batch(struct eval *e, const struct tsr_batch *b, int64_t first, bool counted) {
     struct tsr_trainer *t = e->t;
     struct tsr_net *net = &t->net;
-    size_t n_bytes =
-        (size_t)(b->n_local * net->m->hidden) * tsr_dtype_size(net->ctx->dtype);
+    size_t n_bytes = (size_t)(b->n_local * net->m->hidden) * tsr_dtype_size(net->ctx->dtype);
     for (int c = 0; c < net->mesh.chunks; c++) {
         TSR_TRY(receive(e, c, n_bytes));
         TSR_TRY(net->comm->ops->wait(net->ctx, net->comm, &e->send));

@@ -19,9 +19,11 @@ static size_t row_bytes(const struct tsr_executor *x, const struct tsr_batch *b)
 
 static void place(struct tsr_executor *x, const struct tsr_batch *b, struct tsr_arena *arena) {
     const struct tsr_mesh *mesh = &x->s->net->mesh;
+    // One stage receives nothing: one buffer turns from the loss's gradient into the input's.
+    int ring = mesh->pp > 1 || mesh->chunks > 1 ? TSR_RING : 1;
     for (int d = 0; d < 2; d++) {
         for (int i = 0; i < TSR_RING; i++)
-            x->in[d][i] = tsr_arena_take(arena, row_bytes(x, b));
+            x->in[d][i] = i < ring ? tsr_arena_take(arena, row_bytes(x, b)) : x->in[d][0];
         for (int c = 0; mesh->pp == 1 && c < mesh->chunks; c++)
             x->mailbox[d][c] = tsr_arena_take(arena, row_bytes(x, b));
     }
@@ -188,7 +190,8 @@ static int run_action(struct tsr_executor *x, int i, const struct tsr_batch *bat
     if (i + 1 < x->n_actions)
         TSR_TRY(post(x, i + 1, x->in_at[x->actions[i + 1].kind], n_bytes));
     if (net->comm->progress) {
-        net->comm->progress->phase = a->kind == TSR_FORWARD ? TSR_PHASE_FORWARD : TSR_PHASE_BACKWARD;
+        net->comm->progress->phase =
+            a->kind == TSR_FORWARD ? TSR_PHASE_FORWARD : TSR_PHASE_BACKWARD;
         net->comm->progress->micro_batch = (uint32_t)a->micro_batch;
     }
     double t = now(), c = net->comm->seconds;

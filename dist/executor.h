@@ -18,9 +18,9 @@ struct tsr_executor {
     int n_actions;
     tsr_elem *in[2][TSR_RING]; // [direction] received rows (Nl, C); backward ones turn into dx
     struct tsr_request recv[2][TSR_RING], send_dx[TSR_RING];
-    int in_at[2];                    // ring position of the next action of that direction
-    struct tsr_request **send_y;     // [chunk][slot]
-    tsr_elem **mailbox[2];           // pp = 1: [direction][chunk] hand-over between own chunks
+    int in_at[2];                // ring position of the next action of that direction
+    struct tsr_request **send_y; // [chunk][slot]
+    tsr_elem **mailbox[2];       // pp = 1: [direction][chunk] hand-over between own chunks
     void *slab;
     size_t slab_bytes;
     struct tsr_times times;

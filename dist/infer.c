@@ -5,6 +5,7 @@
 #include "core/checkpoint.h"
 #include "core/error.h"
 #include "dist/ends.h"
+#include "dist/leaves.h"
 #include "dist/store.h"
 
 enum { BLOCK_TOKENS = 16 };
@@ -17,8 +18,7 @@ static int open_cache(struct tsr_infer *g) {
     struct tsr_range layers = tsr_net_layers(&g->net, 0);
     size_t n_layers = (size_t)tsr_range_len(layers);
     size_t n_blocks = (size_t)(g->capacity + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    size_t one = n_blocks * BLOCK_TOKENS *
-                 (size_t)(tsr_range_len(g->net.kv) * g->net.m->head_dim) *
+    size_t one = n_blocks * BLOCK_TOKENS * (size_t)(tsr_range_len(g->net.kv) * g->net.m->head_dim) *
                  tsr_dtype_size(g->net.ctx->dtype);
     g->caches = calloc(n_layers + 1, sizeof *g->caches);
     g->blocks = calloc(n_blocks + 1, sizeof *g->blocks);
@@ -70,35 +70,47 @@ static int place_mesh(struct tsr_mesh *mesh, const struct tsr_model *m, int V, i
     return 0;
 }
 
-int tsr_infer_open(struct tsr_infer *g, const char *dir, struct tsr_ctx *ctx,
-                   struct tsr_comm *comm, int tp, int pp, int capacity, int most) {
-    struct tsr_mesh mesh;
-    struct tsr_net_opt opt = {.n_grad_buffers = 1};
-    int V, positions = capacity > most ? capacity : most;
-    memset(g, 0, sizeof *g);
+static int load_shape(struct tsr_infer *g, const char *dir, const struct tsr_comm *comm, int tp,
+                      int pp, int positions, struct tsr_mesh *mesh) {
+    int V;
     TSR_TRY(tsr_model_load(&g->m, dir));
     TSR_TRY(virtual_shards(dir, &V));
-    TSR_TRY(place_mesh(&mesh, &g->m, V, tp, pp, comm));
+    TSR_TRY(place_mesh(mesh, &g->m, V, tp, pp, comm));
     if (g->m.position != TSR_POS_ROTARY && positions > g->m.max_positions)
         return tsr_fail(TSR_EUSAGE, "%d tokens asked for, but the model has %lld positions",
                         positions, (long long)g->m.max_positions);
-    g->most = most;
-    g->capacity = capacity;
-    TSR_TRY(tsr_net_open(&g->net, ctx, comm, &mesh, &g->m, &opt, positions));
-    TSR_TRY(tsr_batch_open(&g->batch, &g->net, 1, most));
+    return 0;
+}
+
+static int open_buffers(struct tsr_infer *g, struct tsr_ctx *ctx) {
+    TSR_TRY(tsr_batch_open(&g->batch, &g->net, 1, g->most));
     g->batch.n_pieces = 1;
     TSR_TRY(tsr_model_state_open(&g->state, &g->net, &g->batch, TSR_RECOMPUTE_NONE, NULL, false));
     void *x = NULL;
-    TSR_TRY(ctx->ops->alloc(ctx, row_bytes(g, most), &x));
+    TSR_TRY(ctx->ops->alloc(ctx, row_bytes(g, g->most), &x));
     g->x = x;
-    if (capacity > 0)
+    if (g->capacity > 0)
         TSR_TRY(open_cache(g));
     size_t vocab = (size_t)g->m.vocab;
     g->logits = calloc(vocab, sizeof *g->logits);
     g->scratch = calloc(vocab, sizeof *g->scratch);
     if (!g->logits || !g->scratch)
         return tsr_fail(TSR_ENOMEM, "no memory for sampling");
-    return tsr_store_load_weights(&g->net, dir);
+    return 0;
+}
+
+int tsr_infer_open(struct tsr_infer *g, const char *dir, struct tsr_ctx *ctx, struct tsr_comm *comm,
+                   int tp, int pp, int capacity, int most) {
+    struct tsr_mesh mesh;
+    struct tsr_net_opt opt = {.n_grad_buffers = 1};
+    int positions = capacity > most ? capacity : most;
+    memset(g, 0, sizeof *g);
+    g->most = most;
+    g->capacity = capacity;
+    TSR_TRY(tsr_agree(ctx, comm, load_shape(g, dir, comm, tp, pp, positions, &mesh)));
+    TSR_TRY(tsr_net_open(&g->net, ctx, comm, &mesh, &g->m, &opt, positions));
+    TSR_TRY(tsr_agree(ctx, comm, open_buffers(g, ctx)));
+    return tsr_agree(ctx, comm, tsr_store_load_weights(&g->net, dir));
 }
 
 void tsr_infer_close(struct tsr_infer *g) {
@@ -166,9 +178,9 @@ static int last_logits(struct tsr_infer *g, const tsr_elem *y) {
     TSR_TRY(tsr_head_logits(net, e->logits, h, 1));
     TSR_TRY(net->ctx->ops->sync(net->ctx));
     for (int r = 0; r < net->mesh.tp; r++)
-        n_bytes[r] = (size_t)tsr_range_len(tsr_piece_of_rank(net->m->vocab, net->mesh.V, r,
-                                                             net->mesh.tp)) *
-                     sizeof(float);
+        n_bytes[r] =
+            (size_t)tsr_range_len(tsr_piece_of_rank(net->m->vocab, net->mesh.V, r, net->mesh.tp)) *
+            sizeof(float);
     return net->comm->ops->all_gather(net->ctx, net->comm, &net->tp, g->logits, e->logits, n_bytes);
 }
 

@@ -11,21 +11,22 @@ struct tsr_infer {
     struct tsr_net net;
     struct tsr_model_state state;
     struct tsr_batch batch;
-    int most;     // tokens of one forward
-    int capacity; // tokens of the cache
+    int most;                    // tokens of one forward
+    int capacity;                // tokens of the cache
     struct tsr_kv_cache *caches; // per layer held here
     int32_t *blocks;
     void *cache_slab;
     size_t cache_bytes;
-    tsr_elem *x;  // (most, C)
+    tsr_elem *x;   // (most, C)
     float *logits; // (vocab) of the last token, on the last stage
     struct tsr_candidate *scratch;
 };
 
 // Opens a model directory over the ranks of the communicator. `capacity` tokens of cache (0: no
-// cache), `most` tokens in one forward. Virtual shards come from the directory's state.json, else 8.
-int tsr_infer_open(struct tsr_infer *g, const char *dir, struct tsr_ctx *ctx,
-                   struct tsr_comm *comm, int tp, int pp, int capacity, int most);
+// cache), `most` tokens in one forward. Virtual shards come from the directory's state.json,
+// else 8.
+int tsr_infer_open(struct tsr_infer *g, const char *dir, struct tsr_ctx *ctx, struct tsr_comm *comm,
+                   int tp, int pp, int capacity, int most);
 void tsr_infer_close(struct tsr_infer *g);
 
 // Runs n tokens that stand at `position`.. of the sequence through the model, extends the cache,

@@ -37,8 +37,8 @@ static int slots_of(struct tsr_net *net) {
         for (int64_t h = kv.lo; h < kv.hi; h++) {
             int64_t lo = h * group > q.lo ? h * group : q.lo;
             int64_t hi = (h + 1) * group < q.hi ? (h + 1) * group : q.hi;
-            net->slots[net->n_slots++] = (struct tsr_kv_slot){
-                (int)(lo - net->q.lo), (int)(hi - lo), (int)(h - net->kv.lo), v};
+            net->slots[net->n_slots++] = (struct tsr_kv_slot){(int)(lo - net->q.lo), (int)(hi - lo),
+                                                              (int)(h - net->kv.lo), v};
         }
     }
     return 0;
@@ -54,8 +54,7 @@ static int shared_of(struct tsr_net *net) {
     for (int64_t h = 0; h < n_kv; h++) {
         int holders = 0;
         for (int r = 0; r < net->mesh.tp; r++) {
-            struct tsr_range q =
-                tsr_piece_of_rank(net->m->n_heads, net->mesh.V, r, net->mesh.tp);
+            struct tsr_range q = tsr_piece_of_rank(net->m->n_heads, net->mesh.V, r, net->mesh.tp);
             holders += q.lo < (h + 1) * group && q.hi > h * group;
         }
         if (holders > 1)

@@ -75,5 +75,5 @@ int tsr_agree(struct tsr_ctx *ctx, struct tsr_comm *c, int rc) {
     c->culprit = culprit + 1;
     if (culprit == c->rank)
         return rc;
-    return tsr_fail((enum tsr_code)-(int)worst, "rank %d failed", culprit);
+    return tsr_fail((enum tsr_code) - (int)worst, "rank %d failed", culprit);
 }

@@ -55,13 +55,8 @@ int tsr_row_linear(struct tsr_net *net, tsr_elem *y, const tsr_elem *x, int n,
 
 int tsr_row_linear_dx(struct tsr_net *net, tsr_elem *dx, const tsr_elem *dy, int n,
                       const struct tsr_param *w) {
-    struct tsr_gemm_seg seg = {.a = dy,
-                               .a_i = w->rows,
-                               .a_p = 1,
-                               .b = w->w,
-                               .b_p = w->cols,
-                               .b_j = 1,
-                               .k = (int)w->rows};
+    struct tsr_gemm_seg seg = {
+        .a = dy, .a_i = w->rows, .a_p = 1, .b = w->w, .b_p = w->cols, .b_j = 1, .k = (int)w->rows};
     struct tsr_gemm g = {.m = n,
                          .n = (int)w->cols,
                          .n_pieces = 1,
@@ -91,13 +86,8 @@ int tsr_column_linear_dx(struct tsr_net *net, tsr_elem *dx, int n,
                                       .k = hi - lo,
                                       .piece = v};
         }
-    struct tsr_gemm g = {.m = n,
-                         .n = c,
-                         .n_pieces = net->Vl,
-                         .n_segs = n_segs,
-                         .segs = segs,
-                         .c = dx,
-                         .ldc = c};
+    struct tsr_gemm g = {
+        .m = n, .n = c, .n_pieces = net->Vl, .n_segs = n_segs, .segs = segs, .c = dx, .ldc = c};
     return net->ctx->ops->gemm(net->ctx, &g);
 }
 

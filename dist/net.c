@@ -4,6 +4,7 @@
 #include <string.h>
 #include "core/error.h"
 #include "dist/layout.h"
+#include "dist/leaves.h"
 #include "dist/zero.h"
 
 bool tsr_net_is_first(const struct tsr_net *net, int chunk) {
@@ -206,10 +207,29 @@ static int open_groups(struct tsr_net *net) {
     ranks[0] = end ? tsr_mesh_rank(m, m->tp_rank, 0, m->dp_rank) : m->rank;
     ranks[1] = tsr_mesh_rank(m, m->tp_rank, m->pp - 1, m->dp_rank);
     if (rc == 0)
-        rc = ops->group_open(net->comm, &net->embed, "embed", ranks, end ? 2 : 1,
-                             TSR_TRAFFIC_PP);
+        rc = ops->group_open(net->comm, &net->embed, "embed", ranks, end ? 2 : 1, TSR_TRAFFIC_PP);
     free(ranks);
     return rc;
+}
+
+static int open_tables(struct tsr_net *net) {
+    TSR_TRY(tsr_tensor_table_build(&net->tensors, net->m));
+    TSR_TRY(tsr_layout_open(net));
+    net->params = calloc((size_t)net->tensors.n + 1, sizeof *net->params);
+    net->layer = calloc((size_t)net->m->n_layers, sizeof *net->layer);
+    if (!net->params || !net->layer)
+        return tsr_fail(TSR_ENOMEM, "no memory for the table of parameters");
+    list_params(net);
+    for (int i = 0; i < net->n_params; i++)
+        TSR_TRY(own_slices(net, &net->params[i]));
+    return 0;
+}
+
+static int open_memory(struct tsr_net *net, int64_t positions) {
+    TSR_TRY(allocate(net));
+    if (net->opt.training)
+        TSR_TRY(tsr_zero_open(net));
+    return tsr_net_rope(net, positions);
 }
 
 int tsr_net_open(struct tsr_net *net, struct tsr_ctx *ctx, struct tsr_comm *comm,
@@ -222,20 +242,9 @@ int tsr_net_open(struct tsr_net *net, struct tsr_ctx *ctx, struct tsr_comm *comm
     net->m = m;
     net->opt = *opt;
     TSR_ASSERT(mesh->chunks >= 1 && mesh->chunks <= 64);
-    TSR_TRY(tsr_tensor_table_build(&net->tensors, m));
-    TSR_TRY(tsr_layout_open(net));
-    net->params = calloc((size_t)net->tensors.n + 1, sizeof *net->params);
-    net->layer = calloc((size_t)m->n_layers, sizeof *net->layer);
-    if (!net->params || !net->layer)
-        return tsr_fail(TSR_ENOMEM, "no memory for the table of parameters");
-    list_params(net);
-    for (int i = 0; i < net->n_params; i++)
-        TSR_TRY(own_slices(net, &net->params[i]));
+    TSR_TRY(tsr_agree(ctx, comm, open_tables(net)));
     TSR_TRY(open_groups(net));
-    TSR_TRY(allocate(net));
-    if (opt->training)
-        TSR_TRY(tsr_zero_open(net));
-    return tsr_net_rope(net, positions);
+    return tsr_agree(ctx, comm, open_memory(net, positions));
 }
 
 void tsr_net_close(struct tsr_net *net) {

@@ -30,15 +30,15 @@ struct tsr_param {
     int64_t rows, cols;     // of what is held
     int chunk;              // virtual stage of this rank that uses it
     enum tsr_grad_sum sum;
-    tsr_elem *w;    // (rows, cols)
-    float *acc;     // COLUMN: (Wl, rows); TOKEN: (Wl, token pieces held, rows)
-    size_t g_at;    // elements from the start of each gradient buffer
-    bool alias;     // output side of a tied embedding on the rank that also holds the input side
-    bool counted;   // its squares enter the global norm here
-    int n_slices;   // rows of it whose optimizer state this data-parallel rank owns
+    tsr_elem *w;  // (rows, cols)
+    float *acc;   // COLUMN: (Wl, rows); TOKEN: (Wl, token pieces held, rows)
+    size_t g_at;  // elements from the start of each gradient buffer
+    bool alias;   // output side of a tied embedding on the rank that also holds the input side
+    bool counted; // its squares enter the global norm here
+    int n_slices; // rows of it whose optimizer state this data-parallel rank owns
     struct tsr_range *slices;
-    int64_t n_own;  // elements of those slices
-    float *m, *v;   // n_own each, slice after slice
+    int64_t n_own; // elements of those slices
+    float *m, *v;  // n_own each, slice after slice
 };
 
 struct tsr_net_opt {
@@ -61,7 +61,7 @@ struct tsr_net {
     struct tsr_net_opt opt;
 
     int Vl, Wl;
-    struct tsr_range q, kv, f, vocab;   // heads, heads, FFN columns, vocabulary rows held
+    struct tsr_range q, kv, f, vocab;     // heads, heads, FFN columns, vocabulary rows held
     int *q_bound, *f_bound, *vocab_bound; // (Vl + 1) in local units
     int *kv_first;                        // (Vl + 1) local KV heads that a piece owns
     struct tsr_kv_slot *slots;
@@ -73,14 +73,14 @@ struct tsr_net {
     struct tsr_param *params;
     struct tsr_param *(*layer)[TSR_N_KINDS]; // (L): NULL where not held
     struct tsr_param *tok_embed, *pos_embed, *final_w, *final_b, *head;
-    int64_t first_param[65], n_chunks;       // params of chunk c: [first_param[c], first_param[c+1])
+    int64_t first_param[65], n_chunks; // params of chunk c: [first_param[c], first_param[c+1])
 
     void *weights, *gradients, *moments, *accumulators; // slabs
     size_t weights_bytes, gradients_bytes, moments_bytes, accumulators_bytes;
     size_t grad_elems; // of one gradient buffer
     float *bucket[2];  // exchange of gradients and weights, dp * bucket_elems each, or NULL
     size_t bucket_elems;
-    float *rope;       // (max_positions, D/2, 2) on the device, or NULL
+    float *rope; // (max_positions, D/2, 2) on the device, or NULL
     int64_t rope_positions;
 };
 

@@ -40,11 +40,8 @@ static void place_all(struct tsr_model_state *s, const struct tsr_batch *b, bool
                       struct tsr_arena *arena) {
     bool last = tsr_net_is_last(s->net, s->n_chunks - 1);
     tsr_work_place(&s->work, s->net, b, training, arena);
-    memset(&s->shared, 0, sizeof s->shared);
-    if (!training || s->recompute == TSR_RECOMPUTE_FULL)
-        tsr_acts_place_all(&s->shared, s->net, b, arena);
-    else if (s->recompute == TSR_RECOMPUTE_SELECTIVE)
-        tsr_acts_place_cheap(&s->shared, s->net, b, arena);
+    tsr_acts_place_shared(&s->shared, s->net, b, training ? s->recompute : TSR_RECOMPUTE_FULL,
+                          arena);
     if (last)
         place_ends(s, b, arena);
     if (!training)
@@ -116,8 +113,8 @@ int tsr_stage_forward(struct tsr_model_state *s, int c, int slot, const struct t
         TSR_TRY(tsr_embed_forward(s->net, b, &s->work, training, tsr_slot_input(st, slot)));
     for (int l = 0; l < st->n_layers; l++) {
         tsr_elem *y = l + 1 < st->n_layers ? sl->acts[l + 1].x : sl->y;
-        TSR_TRY(tsr_block_forward(s->net, (int)layers.lo + l, b, &sl->acts[l], &s->work, training,
-                                  y));
+        TSR_TRY(
+            tsr_block_forward(s->net, (int)layers.lo + l, b, &sl->acts[l], &s->work, training, y));
     }
     if (!st->last)
         return 0;
@@ -154,12 +151,12 @@ int tsr_stage_backward(struct tsr_model_state *s, int c, int slot, const struct 
     struct tsr_range layers = tsr_net_layers(net, c);
     size_t nc = (size_t)(b->n_local * net->m->hidden) * tsr_dtype_size(net->ctx->dtype);
     if (st->last && net->final_w)
-        TSR_TRY(tsr_norm_backward(net, b, dx, NULL, sl->dh, sl->y, sl->mean, sl->rstd,
-                                  net->final_w, net->final_b));
+        TSR_TRY(tsr_norm_backward(net, b, dx, NULL, sl->dh, sl->y, sl->mean, sl->rstd, net->final_w,
+                                  net->final_b));
     else if (st->last)
         TSR_TRY(net->ctx->ops->copy(net->ctx, dx, sl->dh, nc));
     for (int l = st->n_layers - 1; l >= 0; l--)
-        TSR_TRY(tsr_block_backward(net, (int)layers.lo + l, b, &sl->acts[l], &s->work,
-                                   s->recompute, dx));
+        TSR_TRY(tsr_block_backward(net, (int)layers.lo + l, b, &sl->acts[l], &s->work, s->recompute,
+                                   dx));
     return st->first ? tsr_embed_backward(net, b, &s->work, dx) : 0;
 }

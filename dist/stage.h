@@ -51,9 +51,9 @@ static inline tsr_elem *tsr_slot_input(const struct tsr_stage *st, int slot) {
     return st->n_layers ? st->slots[slot].acts[0].x : st->slots[slot].y;
 }
 
-// Forward of chunk `c` on a micro-batch whose input stands in tsr_slot_input (the first stage embeds
-// by itself). On the last stage fills s->host_loss, and when training the head's gradients and
-// slot->dh; `loss_scale` is 1 / (target tokens of the global batch).
+// Forward of chunk `c` on a micro-batch whose input stands in tsr_slot_input (the first stage
+// embeds by itself). On the last stage fills s->host_loss, and when training the head's gradients
+// and slot->dh; `loss_scale` is 1 / (target tokens of the global batch).
 int tsr_stage_forward(struct tsr_model_state *s, int c, int slot, const struct tsr_batch *b,
                       bool training, float loss_scale);
 

@@ -119,10 +119,10 @@ int tsr_store_find(struct tsr_net *net, const char *run_dir, char dir[static TSR
         int64_t found[2] = {0, 0}; // result, step: rank 0 looks, so that all ranks try the same one
         if (c->rank == 0)
             found[0] = tsr_checkpoint_latest(run_dir, below, &found[1], dir);
+        TSR_TRY(tsr_agree(net->ctx, c, found[0] < 0 ? (int)found[0] : 0));
         TSR_TRY(c->ops->broadcast(net->ctx, c, &c->world_group, found, sizeof found, 0));
-        if (found[0] <= 0)
-            return found[0] < 0 && c->rank != 0 ? tsr_fail((enum tsr_code)found[0], "rank 0 failed")
-                                                : (int)found[0];
+        if (found[0] == 0)
+            return 0;
         TSR_TRY(tsr_checkpoint_path(dir, run_dir, found[1]));
         int rc = tsr_store_verify(net, dir);
         if (rc == 0)

@@ -24,8 +24,8 @@ static int reorder(struct tsr_net *net, const struct tsr_batch *b, tsr_elem *dst
     return 0;
 }
 
-int tsr_tp_rows(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x,
-                tsr_elem *whole, tsr_elem *staged, const tsr_elem **out) {
+int tsr_tp_rows(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x, tsr_elem *whole,
+                tsr_elem *staged, const tsr_elem **out) {
     *out = x;
     if (!net->opt.sequence_parallel || net->mesh.tp == 1)
         return 0;

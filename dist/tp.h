@@ -14,8 +14,8 @@ enum { TSR_MAX_TP = 256 };
 
 // tp_copy forward, tp_reduce backward: *out is (N, C): x (Nl, C) itself when nothing is gathered,
 // else `whole`. staged: (N, C) of scratch, unused without sequence parallelism.
-int tsr_tp_rows(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x,
-                tsr_elem *whole, tsr_elem *staged, const tsr_elem **out);
+int tsr_tp_rows(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x, tsr_elem *whole,
+                tsr_elem *staged, const tsr_elem **out);
 
 // tp_reduce forward, tp_copy backward: the first Nl rows of x become the tree over ranks of x
 // (N, C). staged: (N, C) of scratch, unused without sequence parallelism.

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/grads.h"
+#include "dist/leaves.h"
 
 static double now(void) {
     struct timespec t;
@@ -73,8 +74,8 @@ int tsr_trainer_open(struct tsr_trainer *t, const struct tsr_run *run, const str
     t->per_replica = (int)(run->train.global_batch / mesh->W);
     struct tsr_net_opt opt = net_options(run, mesh);
     TSR_TRY(tsr_net_open(&t->net, ctx, comm, mesh, m, &opt, run->data.seq_len));
-    TSR_TRY(open_batches(t));
-    return open_state(t);
+    int rc = open_batches(t);
+    return tsr_agree(ctx, comm, rc == 0 ? open_state(t) : rc);
 }
 
 void tsr_trainer_close(struct tsr_trainer *t) {
@@ -114,13 +115,13 @@ static int64_t count_targets(const struct tsr_batch *b) {
 static int load_step(struct tsr_trainer *t, int64_t *n_targets) {
     struct tsr_net *net = &t->net;
     uint64_t first = (uint64_t)t->step * (uint64_t)t->run->train.global_batch;
-    uint64_t mine = first + (uint64_t)net->mesh.dp_rank *
-                                (uint64_t)(t->run->train.global_batch / net->mesh.dp);
+    uint64_t mine =
+        first + (uint64_t)net->mesh.dp_rank * (uint64_t)(t->run->train.global_batch / net->mesh.dp);
     int64_t n = 0;
     for (int i = 0; i < t->n_micro; i++) {
         struct tsr_batch *b = &t->batches[i];
-        TSR_TRY(tsr_trainer_load(t, b, i, mine + (uint64_t)i * (uint64_t)b->n_seqs,
-                                 t->sequence, t->sequence_arg));
+        TSR_TRY(tsr_trainer_load(t, b, i, mine + (uint64_t)i * (uint64_t)b->n_seqs, t->sequence,
+                                 t->sequence_arg));
         n += count_targets(b);
     }
     *n_targets = t->run->train.global_batch * t->run->data.seq_len;

@@ -64,8 +64,7 @@ static int64_t walk(struct tsr_net *net, struct cursor *c, bool gradients, bool 
         int64_t n = left < most - done ? left : most - done;
         float *mine = base_of(net, p, gradients) + r.lo * p->cols + c->at;
         int rc = net->ctx->ops->copy(net->ctx, into_bucket ? bucket + done : mine,
-                                     into_bucket ? mine : bucket + done,
-                                     (size_t)n * sizeof(float));
+                                     into_bucket ? mine : bucket + done, (size_t)n * sizeof(float));
         if (rc < 0)
             return rc;
         done += n;
@@ -106,8 +105,8 @@ int tsr_zero_reduce(struct tsr_net *net) {
             return 0;
         TSR_TRY(net->comm->ops->reduce_scatter(net->ctx, net->comm, &net->dp, net->bucket[1],
                                                net->bucket[0], counts));
-        int64_t n = walk(net, &own, true, false, net->bucket[1],
-                         (int64_t)counts[net->mesh.dp_rank]);
+        int64_t n =
+            walk(net, &own, true, false, net->bucket[1], (int64_t)counts[net->mesh.dp_rank]);
         if (n < 0)
             return (int)n;
     }
@@ -140,8 +139,8 @@ int tsr_zero_gather(struct tsr_net *net) {
         }
         if (at == 0)
             return 0;
-        int64_t n = walk(net, &own, false, true, net->bucket[1],
-                         (int64_t)(n_bytes[me] / sizeof(float)));
+        int64_t n =
+            walk(net, &own, false, true, net->bucket[1], (int64_t)(n_bytes[me] / sizeof(float)));
         if (n < 0)
             return (int)n;
         TSR_TRY(net->comm->ops->all_gather(net->ctx, net->comm, &net->dp, net->bucket[0],

@@ -87,13 +87,13 @@ struct tsr_kv_cache {
 // `length` consecutive tokens of one sequence in the flat rows [start, start + length).
 struct tsr_segment {
     int start, length;
-    int position;                    // of the first token in its sequence
-    uint64_t sequence;               // global number, for dropout
+    int position;                     // of the first token in its sequence
+    uint64_t sequence;                // global number, for dropout
     const struct tsr_kv_cache *cache; // NULL: keys are the segment's own rows
 };
 
 struct tsr_dropout {
-    float p;              // 0: off
+    float p;                // 0: off
     struct tsr_rng_key key; // of (seed, purpose, layer); the high half of `sequence` is 0
 };
 
@@ -102,19 +102,19 @@ struct tsr_dropout {
 struct tsr_attn {
     int q0, nq, kv0, nkv, group;
     int head_dim;
-    float scale;      // 1/sqrt(D)
-    int window;       // keys within the last `window` positions; 0: all
+    float scale; // 1/sqrt(D)
+    int window;  // keys within the last `window` positions; 0: all
     struct tsr_dropout drop;
     int n_segs;
     const struct tsr_segment *segs;
-    int n_tokens;     // N
+    int n_tokens;                 // N
     ptrdiff_t ldq, ldk, ldv, ldo; // elements between rows of q, k, v, o (and their gradients)
 };
 
 // One virtual piece's share of a KV head in backward: local query heads [q, q + n) sum into slot.
 struct tsr_kv_slot {
-    int q, n; // local query heads
-    int kv;   // local KV head
+    int q, n;  // local query heads
+    int kv;    // local KV head
     int piece; // local virtual piece
 };
 
@@ -144,10 +144,10 @@ struct tsr_ops {
     // x(i,:) = wte(ids[i] - row0, :) + 0 when row0 <= ids[i] < row0 + n_rows, else +0.
     int (*embedding)(struct tsr_ctx *, tsr_elem *x, const int32_t *ids, const tsr_elem *wte,
                      int row0, int n_rows, int n, int c);
-    // Gradient of a table from the tokens that picked its rows; dx (N, C). One chain: dtable(ids[i] -
-    // row0, :) += dx(i,:), i ascending, continuing what is there. Several chains (`rows` say which
-    // token feeds which): dtable row += the tree over chains of those sums; a chain without tokens
-    // is +0.
+    // Gradient of a table from the tokens that picked its rows; dx (N, C). One chain: dtable(ids[i]
+    // - row0, :) += dx(i,:), i ascending, continuing what is there. Several chains (`rows` say
+    // which token feeds which): dtable row += the tree over chains of those sums; a chain without
+    // tokens is +0.
     int (*embedding_bwd)(struct tsr_ctx *, float *dtable, const int32_t *ids, const tsr_elem *dx,
                          const struct tsr_rows *rows, int n_rows, int n_chains, int row0,
                          int n_table, int c);
@@ -159,8 +159,8 @@ struct tsr_ops {
     int (*layernorm)(struct tsr_ctx *, tsr_elem *y, float *mean, float *rstd, const tsr_elem *x,
                      const tsr_elem *w, const tsr_elem *b, float eps, int n, int c);
     // y = x * rstd * w; rstd = 1/sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019).
-    int (*rmsnorm)(struct tsr_ctx *, tsr_elem *y, float *rstd, const tsr_elem *x,
-                   const tsr_elem *w, float eps, int n, int c);
+    int (*rmsnorm)(struct tsr_ctx *, tsr_elem *y, float *rstd, const tsr_elem *x, const tsr_elem *w,
+                   float eps, int n, int c);
     // dx (+)= gradient through the norm: dx = dres + grad when dres is given (may be dx itself).
     // mean NULL: RMSNorm.
     int (*norm_bwd)(struct tsr_ctx *, tsr_elem *dx, const tsr_elem *dres, const tsr_elem *dy,
@@ -254,8 +254,7 @@ struct tsr_ops {
 
     // w(r,c) = std * normal of global element (row0 + r) * global_cols + col0 + c (Box-Muller).
     int (*init_normal)(struct tsr_ctx *, tsr_elem *w, struct tsr_rng_key key, float std,
-                       int64_t row0, int64_t rows, int64_t col0, int64_t cols,
-                       int64_t global_cols);
+                       int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t global_cols);
 };
 
 // The CPU backend. `isa` is NULL for the best that this CPU has, or "avx512", "avx2", "portable";

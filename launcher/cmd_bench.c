@@ -14,14 +14,36 @@
 
 enum { MAX_OVERRIDES = 256 };
 
+// What each rank measures of itself.
+enum figure {
+    PEAK_FLOPS,
+    PEAK_RSS,
+    FIRST_STEP,
+    FORWARD, // seconds of all timed steps
+    BACKWARD,
+    COMMUNICATION,
+    BUBBLE,
+    OPTIMIZER,
+    SENT_TP, // bytes a step
+    SENT_PP,
+    SENT_DP,
+    WEIGHTS, // bytes of slabs
+    GRADIENTS,
+    MOMENTS,
+    ACTIVATIONS,
+    BLOCK_WEIGHTS, // bytes of them for decoder blocks
+    BLOCK_GRADIENTS,
+    BLOCK_MOMENTS,
+    N_FIGURES
+};
+
 struct bench {
     struct tsr_job job;
     struct tsr_trainer trainer;
     int64_t steps;
     bool json;
     double first_step_s, *step_s;
-    double peak_flops, peak_rss; // sums over ranks; the largest rank
-    struct tsr_times times;      // means over ranks, per step
+    double sum[N_FIGURES], largest[N_FIGURES]; // over ranks
 };
 
 static double now(clockid_t clock) {
@@ -69,69 +91,99 @@ static double median(double *v, int64_t n) {
     return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
 }
 
-// Peak, memory and phases of all ranks.
-static int gather(struct bench *b) {
-    enum { N = 8 };
-    struct tsr_job *j = &b->job;
-    const struct tsr_times *t = &b->trainer.executor.times;
+static void measure_blocks(const struct tsr_net *net, double *mine) {
+    for (int i = 0; i < net->n_params; i++) {
+        const struct tsr_param *p = &net->params[i];
+        double n = (double)(p->rows * p->cols);
+        if (p->t->layer < 0)
+            continue;
+        mine[BLOCK_WEIGHTS] += n * (double)tsr_dtype_size(net->ctx->dtype);
+        mine[BLOCK_GRADIENTS] += n * (double)(sizeof(float) * (size_t)net->opt.n_grad_buffers);
+        mine[BLOCK_MOMENTS] += (double)p->n_own * 2.0 * sizeof(float);
+    }
+}
+
+static void measure(struct bench *b, double *mine) {
+    const struct tsr_job *j = &b->job;
+    const struct tsr_trainer *tr = &b->trainer;
+    const struct tsr_times *t = &tr->executor.times;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    double mine[N] = {tsr_cpu_measure_peak(&j->ctx) * 1e9,
-                      (double)usage.ru_maxrss * 1024.0,
-                      t->forward,
-                      t->backward,
-                      t->communication,
-                      t->bubble,
-                      t->optimizer,
-                      b->first_step_s};
+    mine[PEAK_FLOPS] = tsr_cpu_measure_peak(&b->job.ctx) * 1e9;
+    mine[PEAK_RSS] = (double)usage.ru_maxrss * 1024.0;
+    mine[FIRST_STEP] = b->first_step_s;
+    mine[FORWARD] = t->forward;
+    mine[BACKWARD] = t->backward;
+    mine[COMMUNICATION] = t->communication;
+    mine[BUBBLE] = t->bubble;
+    mine[OPTIMIZER] = t->optimizer;
+    mine[SENT_TP] = (double)j->comm.bytes_sent[TSR_TRAFFIC_TP];
+    mine[SENT_PP] = (double)j->comm.bytes_sent[TSR_TRAFFIC_PP];
+    mine[SENT_DP] = (double)j->comm.bytes_sent[TSR_TRAFFIC_DP];
+    mine[WEIGHTS] = (double)tr->net.weights_bytes;
+    mine[GRADIENTS] = (double)(tr->net.gradients_bytes + tr->net.accumulators_bytes);
+    mine[MOMENTS] = (double)tr->net.moments_bytes;
+    mine[ACTIVATIONS] = (double)(tr->state.slab_bytes + tr->executor.slab_bytes);
+    measure_blocks(&tr->net, mine);
+}
+
+static int gather(struct bench *b) {
+    struct tsr_job *j = &b->job;
     struct tsr_leaves l = {0};
-    double *all = NULL;
-    for (int i = 0; i < N; i++)
-        TSR_TRY(tsr_leaves_push(&l, (int64_t)j->comm.rank * N + i, mine[i]));
-    TSR_TRY(tsr_leaves_gather(&j->ctx, &j->comm, &l, (int64_t)j->comm.world * N, &all));
-    double per = 1.0 / (double)(b->steps * j->comm.world);
-    for (int r = 0; r < j->comm.world; r++) {
-        const double *v = all + (ptrdiff_t)r * N;
-        b->peak_flops += v[0];
-        b->peak_rss = v[1] > b->peak_rss ? v[1] : b->peak_rss;
-        b->times.forward += v[2] * per;
-        b->times.backward += v[3] * per;
-        b->times.communication += v[4] * per;
-        b->times.bubble += v[5] * per;
-        b->times.optimizer += v[6] * per;
-        b->first_step_s = v[7] > b->first_step_s ? v[7] : b->first_step_s;
-    }
+    double mine[N_FIGURES] = {0}, *all = NULL;
+    measure(b, mine);
+    for (int i = 0; i < N_FIGURES; i++)
+        TSR_TRY(tsr_leaves_push(&l, (int64_t)j->comm.rank * N_FIGURES + i, mine[i]));
+    TSR_TRY(tsr_leaves_gather(&j->ctx, &j->comm, &l, (int64_t)j->comm.world * N_FIGURES, &all));
+    for (int r = 0; r < j->comm.world; r++)
+        for (int i = 0; i < N_FIGURES; i++) {
+            double v = all[(ptrdiff_t)r * N_FIGURES + i];
+            b->sum[i] += v;
+            b->largest[i] = v > b->largest[i] ? v : b->largest[i];
+        }
     free(all);
     return 0;
+}
+
+static void print_json(const struct bench *b, double rate, double step, double share) {
+    const double *sum = b->sum, *most = b->largest;
+    double per = 1.0 / (double)(b->steps * b->job.comm.world);
+    printf("{\"tokens_per_s\": %.9g, \"step_ms\": %.9g, \"peak_fraction\": %.9g, "
+           "\"measured_peak_gflops\": %.9g, \"phases\": {\"forward\": %.9g, \"backward\": %.9g, "
+           "\"communication\": %.9g, \"bubble\": %.9g, \"optimizer\": %.9g}, "
+           "\"peak_rss_bytes\": %.0f, \"first_step_s\": %.9g, ",
+           rate, step * 1e3, share, sum[PEAK_FLOPS] * 1e-9, sum[FORWARD] * per, sum[BACKWARD] * per,
+           sum[COMMUNICATION] * per, sum[BUBBLE] * per, sum[OPTIMIZER] * per, most[PEAK_RSS],
+           most[FIRST_STEP]);
+    printf("\"bytes_sent\": {\"tp\": %.0f, \"pp\": %.0f, \"dp\": %.0f}, "
+           "\"weights_bytes\": %.0f, \"gradients_bytes\": %.0f, \"moments_bytes\": %.0f, "
+           "\"activations_bytes\": %.0f, \"block_bytes\": {\"weights\": %.0f, "
+           "\"gradients\": %.0f, \"moments\": %.0f}, \"mfu_formula\": \"%s\"}\n",
+           sum[SENT_TP], sum[SENT_PP], sum[SENT_DP], most[WEIGHTS], most[GRADIENTS], most[MOMENTS],
+           most[ACTIVATIONS], most[BLOCK_WEIGHTS], most[BLOCK_GRADIENTS], most[BLOCK_MOMENTS],
+           tsr_flops_formula);
 }
 
 static void print(struct bench *b) {
     const struct tsr_run *r = &b->job.run;
     double step = median(b->step_s, b->steps);
     double rate = (double)(r->train.global_batch * r->data.seq_len) / step;
-    double share = rate * tsr_flops_per_token(&b->job.model, r->data.seq_len) / b->peak_flops;
-    const struct tsr_times *t = &b->times;
+    double peak = b->sum[PEAK_FLOPS];
+    double share = rate * tsr_flops_per_token(&b->job.model, r->data.seq_len) / peak;
+    double per_ms = 1e3 / (double)(b->steps * b->job.comm.world);
     if (b->json) {
-        printf("{\"tokens_per_s\": %.9g, \"step_ms\": %.9g, \"peak_fraction\": %.9g, "
-               "\"measured_peak_gflops\": %.9g, \"phases\": {\"forward\": %.9g, \"backward\": %.9g, "
-               "\"communication\": %.9g, \"bubble\": %.9g, \"optimizer\": %.9g}, "
-               "\"peak_rss_bytes\": %.0f, \"first_step_s\": %.9g, \"bytes_sent\": {\"tp\": %llu, "
-               "\"pp\": %llu, \"dp\": %llu}, \"mfu_formula\": \"%s\"}\n",
-               rate, step * 1e3, share, b->peak_flops * 1e-9, t->forward, t->backward,
-               t->communication, t->bubble, t->optimizer, b->peak_rss, b->first_step_s,
-               (unsigned long long)b->job.comm.bytes_sent[TSR_TRAFFIC_TP],
-               (unsigned long long)b->job.comm.bytes_sent[TSR_TRAFFIC_PP],
-               (unsigned long long)b->job.comm.bytes_sent[TSR_TRAFFIC_DP], tsr_flops_formula);
+        print_json(b, rate, step, share);
         return;
     }
-    printf("tokens/s        %10.1f\n"
-           "step            %10.1f ms (first after %.2f s)\n"
-           "share of peak   %10.1f %%  of %.1f GFLOP/s\n"
-           "forward         %10.1f ms\nbackward        %10.1f ms\ncommunication   %10.1f ms\n"
-           "bubble          %10.1f ms\noptimizer       %10.1f ms\npeak memory     %10.1f MiB a rank\n",
-           rate, step * 1e3, b->first_step_s, share * 100.0, b->peak_flops * 1e-9,
-           t->forward * 1e3, t->backward * 1e3, t->communication * 1e3, t->bubble * 1e3,
-           t->optimizer * 1e3, b->peak_rss / 1048576.0);
+    printf(
+        "tokens/s        %10.1f\n"
+        "step            %10.1f ms (first after %.2f s)\n"
+        "share of peak   %10.1f %%  of %.1f GFLOP/s\n"
+        "forward         %10.1f ms\nbackward        %10.1f ms\ncommunication   %10.1f ms\n"
+        "bubble          %10.1f ms\noptimizer       %10.1f ms\npeak memory     %10.1f MiB a rank\n",
+        rate, step * 1e3, b->largest[FIRST_STEP], share * 100.0, peak * 1e-9,
+        b->sum[FORWARD] * per_ms, b->sum[BACKWARD] * per_ms, b->sum[COMMUNICATION] * per_ms,
+        b->sum[BUBBLE] * per_ms, b->sum[OPTIMIZER] * per_ms, b->largest[PEAK_RSS] / 1048576.0);
 }
 
 static int run(struct bench *b, const char *path, const char *const *overrides, int n) {
@@ -140,7 +192,8 @@ static int run(struct bench *b, const char *path, const char *const *overrides, 
     struct tsr_step_result s = {0};
     TSR_TRY(tsr_job_load_run(j, path, overrides, n));
     TSR_TRY(tsr_job_device(j, j->run.device.threads));
-    TSR_TRY(tsr_trainer_open(t, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh, random_sequence, b));
+    TSR_TRY(
+        tsr_trainer_open(t, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh, random_sequence, b));
     TSR_TRY(tsr_net_init(&t->net));
     TSR_TRY(tsr_trainer_step(t, &s));
     b->first_step_s = process_age();
@@ -176,19 +229,21 @@ static int bench_train(int argc, char **argv) {
     const struct tsr_command_line cl = {
         .command = "tessera bench train",
         .usage = "RUN.yaml [key=value …] [options]",
-        .about = "Times the training step of a run file on random tokens, with fresh weights: tokens\n"
-                 "per second, the share of this machine's measured peak of fused multiply-adds, time\n"
-                 "by phase (means over ranks), memory.",
+        .about =
+            "Times the training step of a run file on random tokens, with fresh weights: tokens\n"
+            "per second, the share of this machine's measured peak of fused multiply-adds, time\n"
+            "by phase (means over ranks), memory.",
         .options = options,
         .n_options = sizeof options / sizeof *options,
         .min_args = 1,
         .max_args = MAX_OVERRIDES + 1};
     int rc = tsr_options_parse(&cl, argc, argv, args, &n_args);
     if (rc != 0)
-        return rc == 1 ? 0 : tsr_report(cl.command, rc);
+        return rc == 1 ? 0 : tsr_report_once(cl.command, rc);
     rc = tsr_job_open(&b.job, cl.command);
     if (rc == 0)
         rc = run(&b, args[0], args + 1, n_args - 1);
+    tsr_job_settle(&b.job, rc);
     free(b.step_s);
     tsr_trainer_close(&b.trainer);
     return tsr_job_close(&b.job, rc);
@@ -203,6 +258,9 @@ int tsr_cmd_bench(int argc, char **argv) {
         fputs(text, stdout);
         return 0;
     }
-    tsr_fail(TSR_EUSAGE, "expected `tessera bench train`, found \"%s\"", argc >= 2 ? argv[1] : "");
-    return tsr_report("tessera bench", TSR_EUSAGE);
+    if (argc < 2)
+        tsr_fail(TSR_EUSAGE, "expected `tessera bench train`");
+    else
+        tsr_fail(TSR_EUSAGE, "expected `tessera bench train`, found \"%s\"", argv[1]);
+    return tsr_report_once("tessera bench", TSR_EUSAGE);
 }

@@ -35,12 +35,24 @@ static int make_cache(struct evaluation *e) {
     return 0;
 }
 
+static void remove_cache(struct evaluation *e) {
+    if (e->cache[0])
+        tsr_remove_tree(e->cache);
+    e->cache[0] = 0;
+}
+
 static int open_data(struct evaluation *e) {
     struct tsr_job *j = &e->job;
     struct tsr_model m;
     struct tsr_source source = {(char *)(uintptr_t)e->data, 1.0};
     struct tsr_sources sources = {&source, 1};
     char file[TSR_PATH_MAX];
+    if (strcmp(e->dtype, "fp32") != 0)
+        return tsr_fail(TSR_EUSAGE, "--dtype on a CPU is fp32 only, not \"%s\"", e->dtype);
+    if (!e->data)
+        return tsr_fail(TSR_EUSAGE,
+                        "--data is missing: expected a .txt, .jsonl or .bin/.idx prefix");
+    TSR_TRY(tsr_check_model_dir(e->dir));
     TSR_TRY(tsr_path_join(file, e->dir, "tokenizer.json"));
     if (tsr_path_exists(file))
         TSR_TRY(tsr_tokenizer_load(&j->tokenizer, e->dir));
@@ -57,7 +69,12 @@ static int open_data(struct evaluation *e) {
     tsr_model_free(&m);
     TSR_TRY(make_cache(e));
     TSR_TRY(tsr_dataset_prepare(&opt));
-    return tsr_dataset_open(&j->train, &opt);
+    TSR_TRY(tsr_dataset_open(&j->train, &opt));
+    e->tokens = calloc((size_t)e->seq_len + 1, sizeof *e->tokens);
+    if (!e->tokens)
+        return tsr_fail(TSR_ENOMEM, "no memory for a window of %lld tokens", (long long)e->seq_len);
+    remove_cache(e); // its files are open
+    return 0;
 }
 
 static int evaluate(struct evaluation *e, int64_t n_tokens, double *sum) {
@@ -81,16 +98,9 @@ static int evaluate(struct evaluation *e, int64_t n_tokens, double *sum) {
 static int run(struct evaluation *e) {
     struct tsr_job *j = &e->job;
     double sum;
-    if (strcmp(e->dtype, "fp32") != 0)
-        return tsr_fail(TSR_EUSAGE, "--dtype on a CPU is fp32 only, not \"%s\"", e->dtype);
-    if (!e->data)
-        return tsr_fail(TSR_EUSAGE, "--data is missing: expected a .txt, .jsonl or .bin/.idx prefix");
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_data(e)));
     TSR_TRY(tsr_job_device(j, e->threads));
-    TSR_TRY(open_data(e));
     int64_t n = tsr_dataset_n_tokens(j->train);
-    e->tokens = calloc((size_t)e->seq_len + 1, sizeof *e->tokens);
-    if (!e->tokens)
-        return tsr_fail(TSR_ENOMEM, "no memory for a window of %lld tokens", (long long)e->seq_len);
     TSR_TRY(tsr_infer_open(&e->infer, e->dir, &j->ctx, &j->comm, (int)e->tp, (int)e->pp, 0,
                            (int)e->seq_len));
     TSR_TRY(evaluate(e, n, &sum));
@@ -110,27 +120,29 @@ int tsr_cmd_eval(int argc, char **argv) {
          "tokens of a window (the model's positions, at most 1024)"},
         {"tp", 0, TSR_OPT_INT, &e.tp, "N", 1, 4096, "tensor-parallel ranks, under mpirun (1)"},
         {"pp", 0, TSR_OPT_INT, &e.pp, "N", 1, 4096, "pipeline stages, under mpirun (1)"},
-        {"threads", 0, TSR_OPT_INT, &e.threads, "N", 0, 4096, "of each rank (0: cores / ranks here)"},
+        {"threads", 0, TSR_OPT_INT, &e.threads, "N", 0, 4096,
+         "of each rank (0: cores / ranks here)"},
         {"dtype", 0, TSR_OPT_STRING, &e.dtype, "D", 0, 0, "of the arithmetic: fp32"},
         {"json", 0, TSR_OPT_FLAG, &e.json, NULL, 0, 0, "one JSON object (as always)"},
     };
     const struct tsr_command_line cl = {
         .command = "tessera eval",
         .usage = "MODEL_DIR --data FILE [options]",
-        .about = "Prints a JSON object: tokens predicted, loss (nats per token), perplexity. Windows\n"
-                 "are [iT, iT+T]; the last, shorter one counts too.",
+        .about =
+            "Prints a JSON object: tokens predicted, loss (nats per token), perplexity. Windows\n"
+            "are [iT, iT+T]; the last, shorter one counts too.",
         .options = options,
         .n_options = sizeof options / sizeof *options,
         .min_args = 1,
         .max_args = 1};
     int n_args, rc = tsr_options_parse(&cl, argc, argv, &e.dir, &n_args);
     if (rc != 0)
-        return rc == 1 ? 0 : tsr_report(cl.command, rc);
+        return rc == 1 ? 0 : tsr_report_once(cl.command, rc);
     rc = tsr_job_open(&e.job, cl.command);
     if (rc == 0)
         rc = run(&e);
-    if (e.cache[0])
-        tsr_remove_tree(e.cache);
+    remove_cache(&e);
+    tsr_job_settle(&e.job, rc);
     free(e.tokens);
     tsr_infer_close(&e.infer);
     return tsr_job_close(&e.job, rc);

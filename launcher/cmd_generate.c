@@ -34,7 +34,8 @@ static int parse_ids(struct generation *g) {
     for (const char *p = g->ids; *p;) {
         char *end;
         long id = strtol(p, &end, 10);
-        if (end == p || (*end && *end != ',') || id < 0 || id > INT32_MAX)
+        bool ends_well = *end == 0 || (*end == ',' && end[1]);
+        if (*p < '0' || *p > '9' || !ends_well || id > INT32_MAX)
             return tsr_fail(TSR_EUSAGE, "--ids takes numbers separated by commas, not \"%s\"",
                             g->ids);
         TSR_TRY(tsr_ids_push(&g->prompt_ids, (int32_t)id));
@@ -140,19 +141,25 @@ static int generate(struct generation *g) {
     return fflush(stdout) == 0 ? 0 : tsr_fail(TSR_EIO, "standard output can't be written");
 }
 
-static int run(struct generation *g) {
+static int prepare(struct generation *g) {
     if (!g->prompt == !g->ids)
         return tsr_fail(TSR_EUSAGE, "expected either --prompt or --ids");
     if (strcmp(g->dtype, "fp32") != 0)
         return tsr_fail(TSR_EUSAGE, "--dtype on a CPU is fp32 only, not \"%s\"", g->dtype);
     g->sampling.seed = (uint64_t)g->seed;
-    TSR_TRY(read_prompt(g));
-    TSR_TRY(tsr_job_device(&g->job, g->threads));
+    TSR_TRY(tsr_check_model_dir(g->dir));
+    return read_prompt(g);
+}
+
+static int run(struct generation *g) {
+    struct tsr_job *j = &g->job;
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, prepare(g)));
+    TSR_TRY(tsr_job_device(j, g->threads));
     int64_t capacity = (int64_t)g->prompt_ids.n + g->max_tokens;
     int most = g->prompt_ids.n < PREFILL_TOKENS ? (int)g->prompt_ids.n : PREFILL_TOKENS;
-    TSR_TRY(tsr_infer_open(&g->infer, g->dir, &g->job.ctx, &g->job.comm, (int)g->tp, (int)g->pp,
+    TSR_TRY(tsr_infer_open(&g->infer, g->dir, &j->ctx, &j->comm, (int)g->tp, (int)g->pp,
                            (int)capacity, most));
-    TSR_TRY(check_ids(g));
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, check_ids(g)));
     return generate(g);
 }
 
@@ -166,9 +173,9 @@ int tsr_cmd_generate(int argc, char **argv) {
          "token ids (1,2,3) to continue; prints ids"},
         {"max-tokens", 'n', TSR_OPT_INT, &g.max_tokens, "N", 1, 1 << 24,
          "most tokens to generate (128)"},
-        {"temperature", 't', TSR_OPT_REAL, &s->temperature, "T", 0, 100,
-         "0: greedy; default 1"},
-        {"top-k", 0, TSR_OPT_INT, &s->top_k, "K", 0, 1 << 30, "only the K likeliest tokens (0: all)"},
+        {"temperature", 't', TSR_OPT_REAL, &s->temperature, "T", 0, 100, "0: greedy; default 1"},
+        {"top-k", 0, TSR_OPT_INT, &s->top_k, "K", 0, 1 << 30,
+         "only the K likeliest tokens (0: all)"},
         {"top-p", 0, TSR_OPT_REAL, &s->top_p, "P", 0, 1,
          "only the likeliest tokens that reach probability P (1: all)"},
         {"min-p", 0, TSR_OPT_REAL, &s->min_p, "P", 0, 1,
@@ -178,24 +185,27 @@ int tsr_cmd_generate(int argc, char **argv) {
          "go on after an end-of-text token"},
         {"tp", 0, TSR_OPT_INT, &g.tp, "N", 1, 4096, "tensor-parallel ranks, under mpirun (1)"},
         {"pp", 0, TSR_OPT_INT, &g.pp, "N", 1, 4096, "pipeline stages, under mpirun (1)"},
-        {"threads", 0, TSR_OPT_INT, &g.threads, "N", 0, 4096, "of each rank (0: cores / ranks here)"},
+        {"threads", 0, TSR_OPT_INT, &g.threads, "N", 0, 4096,
+         "of each rank (0: cores / ranks here)"},
         {"dtype", 0, TSR_OPT_STRING, &g.dtype, "D", 0, 0, "of the arithmetic: fp32"},
     };
     const struct tsr_command_line cl = {
         .command = "tessera generate",
         .usage = "MODEL_DIR -p TEXT [options]",
-        .about = "Continues a text with a model directory (Hugging Face or a checkpoint) and prints\n"
-                 "the continuation as it is made. Timing goes to standard error.",
+        .about =
+            "Continues a text with a model directory (Hugging Face or a checkpoint) and prints\n"
+            "the continuation as it is made. Timing goes to standard error.",
         .options = options,
         .n_options = sizeof options / sizeof *options,
         .min_args = 1,
         .max_args = 1};
     int n_args, rc = tsr_options_parse(&cl, argc, argv, &g.dir, &n_args);
     if (rc != 0)
-        return rc == 1 ? 0 : tsr_report(cl.command, rc);
+        return rc == 1 ? 0 : tsr_report_once(cl.command, rc);
     rc = tsr_job_open(&g.job, cl.command);
     if (rc == 0)
         rc = run(&g);
+    tsr_job_settle(&g.job, rc);
     tsr_infer_close(&g.infer);
     tsr_ids_free(&g.prompt_ids);
     tsr_buf_free(&g.bytes);

@@ -22,15 +22,16 @@ static int run_train(int argc, char **argv) {
         {"output", 'o', TSR_OPT_STRING, &out_dir, "DIR", 0, 0, "folder to write into (required)"},
         {"vocab-size", 0, TSR_OPT_INT, &vocab_size, "N", 257, MAX_VOCAB,
          "tokens, with the 256 bytes and <|endoftext|> (required)"},
-        {"pattern", 0, TSR_OPT_STRING, &pattern, "NAME",
-         0, 0, "how text is cut into words: gpt2 (the default) or llama3"},
+        {"pattern", 0, TSR_OPT_STRING, &pattern, "NAME", 0, 0,
+         "how text is cut into words: gpt2 (the default) or llama3"},
     };
     const struct tsr_command_line cl = {
         .command = "tessera tokenizer train",
         .usage = "-o DIR --vocab-size N [--pattern gpt2|llama3] FILE…",
-        .about = "Learns a byte-level BPE vocabulary from UTF-8 text and writes tokenizer.json,\n"
-                 "tokenizer_config.json and special_tokens_map.json. The result depends on nothing\n"
-                 "but the text and the options; equal counts go to the pair with the lower ids.",
+        .about =
+            "Learns a byte-level BPE vocabulary from UTF-8 text and writes tokenizer.json,\n"
+            "tokenizer_config.json and special_tokens_map.json. The result depends on nothing\n"
+            "but the text and the options; equal counts go to the pair with the lower ids.",
         .options = options,
         .n_options = sizeof options / sizeof options[0],
         .min_args = 0,
@@ -42,7 +43,8 @@ static int run_train(int argc, char **argv) {
     if (!out_dir)
         return tsr_fail(TSR_EUSAGE, "-o DIR is missing; usage: %s %s", cl.command, cl.usage);
     if (vocab_size == 0)
-        return tsr_fail(TSR_EUSAGE, "--vocab-size N is missing; usage: %s %s", cl.command, cl.usage);
+        return tsr_fail(TSR_EUSAGE, "--vocab-size N is missing; usage: %s %s", cl.command,
+                        cl.usage);
     if (n_files == 0)
         return tsr_fail(TSR_EUSAGE, "a text FILE is missing; usage: %s %s", cl.command, cl.usage);
     if (strcmp(pattern, "gpt2") != 0 && strcmp(pattern, "llama3") != 0)
@@ -78,8 +80,8 @@ static int read_input(const char *path, struct tsr_buf *in) {
 
 static int print_ids(const struct tsr_ids *ids, bool json, size_t n_bytes) {
     struct tsr_buf out = {0};
-    int rc = json ? tsr_buf_printf(&out, "{\"n_bytes\": %zu, \"n_tokens\": %zu, \"ids\": [", n_bytes,
-                                   ids->n)
+    int rc = json ? tsr_buf_printf(&out, "{\"n_bytes\": %zu, \"n_tokens\": %zu, \"ids\": [",
+                                   n_bytes, ids->n)
                   : 0;
     const char *comma = json ? ", " : " ";
     for (size_t i = 0; i < ids->n && rc == 0; i++)
@@ -150,7 +152,8 @@ static int parse_ids(const struct tsr_buf *in, struct tsr_ids *ids) {
         for (; i < in->len && isdigit((unsigned char)in->data[i]) && id <= INT32_MAX; i++)
             id = 10 * id + (in->data[i] - '0');
         if (id > INT32_MAX || (i < in->len && !isspace((unsigned char)in->data[i])))
-            return tsr_fail(TSR_EDATA, "expected token ids and spaces, found \"%.*s\" at offset %zu",
+            return tsr_fail(TSR_EDATA,
+                            "expected token ids and spaces, found \"%.*s\" at offset %zu",
                             (int)strcspn(in->data + begin, " \t\r\n"), in->data + begin, begin);
         TSR_TRY(tsr_ids_push(ids, (int32_t)id));
     }
@@ -212,12 +215,12 @@ static const struct {
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
-static void help(FILE *to) {
-    fprintf(to, "usage: tessera tokenizer train|encode|decode …\n\n"
+static void help(void) {
+    printf( "usage: tessera tokenizer train|encode|decode …\n\n"
                 "Byte-level BPE tokenizers in Hugging Face's tokenizer.json.\n\n");
     for (int i = 0; i < N_PARTS; i++)
-        fprintf(to, "  %-8s %s\n", parts[i].name, parts[i].about);
-    fprintf(to, "\n`tessera tokenizer train --help` and so on have the details.\n");
+        printf("  %-8s %s\n", parts[i].name, parts[i].about);
+    printf("\n`tessera tokenizer train --help` and so on have the details.\n");
 }
 
 static int unknown(const char *name) {
@@ -231,11 +234,11 @@ static int unknown(const char *name) {
 
 int tsr_cmd_tokenizer(int argc, char **argv) {
     if (argc < 2) {
-        help(stderr);
-        return tsr_exit_code(TSR_EUSAGE);
+        tsr_fail(TSR_EUSAGE, "expected train, encode or decode");
+        return tsr_report("tessera tokenizer", TSR_EUSAGE);
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        help(stdout);
+        help();
         return 0;
     }
     int part = 0;

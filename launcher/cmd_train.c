@@ -40,7 +40,6 @@ static void catch_signals(struct tsr_progress *p) {
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGUSR1, &a, NULL);
-    signal(SIGPIPE, SIG_IGN);
 }
 
 static double now(void) {
@@ -75,22 +74,20 @@ static int measure_peak(struct training *tr) {
     return 0;
 }
 
-// The run directory with the resolved run file.
-static int open_run_dir(struct training *tr) {
-    const struct tsr_run *r = &tr->job.run;
-    if (rank0(tr)) {
-        char path[TSR_PATH_MAX];
-        struct tsr_buf yaml = {0};
-        TSR_TRY(tsr_mkdir_p(r->run.dir));
-        TSR_TRY(tsr_path_join(path, r->run.dir, "config.yaml"));
-        int rc = tsr_run_dump(r, &yaml);
-        if (rc == 0)
-            rc = tsr_write_file_durable(path, yaml.data, yaml.len);
-        tsr_buf_free(&yaml);
-        TSR_TRY(rc);
-        TSR_TRY(tsr_checkpoint_clean_temps(r->run.dir));
-    }
-    return 0;
+static int open_run_dir(const char *dir) {
+    TSR_TRY(tsr_mkdir_p(dir));
+    return tsr_checkpoint_clean_temps(dir);
+}
+
+static int write_config(const struct tsr_run *r) {
+    char path[TSR_PATH_MAX];
+    struct tsr_buf yaml = {0};
+    TSR_TRY(tsr_path_join(path, r->run.dir, "config.yaml"));
+    int rc = tsr_run_dump(r, &yaml);
+    if (rc == 0)
+        rc = tsr_write_file_durable(path, yaml.data, yaml.len);
+    tsr_buf_free(&yaml);
+    return rc;
 }
 
 static int load_state(struct training *tr, const char *dir) {
@@ -135,12 +132,13 @@ static int load_weights(struct training *tr) {
         found = 1;
     }
     if (found) {
-        TSR_TRY(load_state(tr, dir));
+        TSR_TRY(tsr_agree(net->ctx, net->comm, load_state(tr, dir)));
         if (rank0(tr))
             tsr_info("resuming after step %lld from %s", (long long)tr->trainer.step, dir);
         return 0;
     }
-    return r->model.from ? tsr_store_load_weights(net, r->model.from) : tsr_net_init(net);
+    int rc = r->model.from ? tsr_store_load_weights(net, r->model.from) : tsr_net_init(net);
+    return tsr_agree(net->ctx, net->comm, rc);
 }
 
 static int save(struct training *tr) {
@@ -151,18 +149,17 @@ static int save(struct training *tr) {
         return 0;
     tr->job.progress.phase = TSR_PHASE_CHECKPOINT;
     TSR_TRY(tsr_run_dump(r, &yaml));
-    struct tsr_store_save s = {
-        .run_dir = r->run.dir,
-        .source_dir = r->model.from,
-        .tokenizer_dir = tr->job.tokenizer ? tr->job.tokenizer_dir : NULL,
-        .keep = r->checkpoint.keep,
-        .state = {.step = t->step,
-                  .updates = t->updates,
-                  .sequences = t->step * r->train.global_batch,
-                  .seed = r->run.seed,
-                  .virtual_shards = t->net.mesh.V,
-                  .virtual_replicas = t->net.mesh.W,
-                  .run_yaml = yaml.data}};
+    struct tsr_store_save s = {.run_dir = r->run.dir,
+                               .source_dir = r->model.from,
+                               .tokenizer_dir = tr->job.tokenizer ? tr->job.tokenizer_dir : NULL,
+                               .keep = r->checkpoint.keep,
+                               .state = {.step = t->step,
+                                         .updates = t->updates,
+                                         .sequences = t->step * r->train.global_batch,
+                                         .seed = r->run.seed,
+                                         .virtual_shards = t->net.mesh.V,
+                                         .virtual_replicas = t->net.mesh.W,
+                                         .run_yaml = yaml.data}};
     int rc = tsr_store_save_checkpoint(&t->net, &s);
     tsr_buf_free(&yaml);
     if (rc == 0)
@@ -191,17 +188,17 @@ static int report(struct training *tr, const struct tsr_step_result *s, double s
         return 0;
     double tokens = (double)(tr->job.run.train.global_batch * tr->job.run.data.seq_len);
     double rate = tokens / seconds;
-    struct tsr_metrics_line l = {
-        .step = t->step,
-        .tokens = (int64_t)tokens * t->step,
-        .loss = s->loss,
-        .grad_norm = s->grad_norm,
-        .lr = s->lr,
-        .tokens_per_s = rate,
-        .mfu = rate * tsr_flops_per_token(t->m, tr->job.run.data.seq_len) / tr->peak_flops,
-        .step_ms = seconds * 1e3,
-        .skipped = t->skipped,
-        .valid_loss = valid_loss};
+    struct tsr_metrics_line l = {.step = t->step,
+                                 .tokens = (int64_t)tokens * t->step,
+                                 .loss = s->loss,
+                                 .grad_norm = s->grad_norm,
+                                 .lr = s->lr,
+                                 .tokens_per_s = rate,
+                                 .mfu = rate * tsr_flops_per_token(t->m, tr->job.run.data.seq_len) /
+                                        tr->peak_flops,
+                                 .step_ms = seconds * 1e3,
+                                 .skipped = t->skipped,
+                                 .valid_loss = valid_loss};
     TSR_TRY(tsr_metrics_write(&tr->metrics, &l));
     char extra[128];
     snprintf(extra, sizeof extra, "loss %.4f  %.0f tokens/s", s->loss, rate);
@@ -234,25 +231,34 @@ static int loop(struct training *tr) {
     return 0;
 }
 
+// Rank 0 writes the resolved run file and opens the metrics: only now is it known that this run may
+// go on in its directory.
+static int open_reports(struct training *tr) {
+    const struct tsr_job *j = &tr->job;
+    if (!rank0(tr))
+        return 0;
+    TSR_TRY(write_config(&j->run));
+    TSR_TRY(tsr_metrics_open(&tr->metrics, j->run.run.dir, tr->trainer.step));
+    tsr_info("%s: %.1f M parameters, %d x %d x %d ranks (tp, pp, dp), %s", j->run.run.name,
+             (double)tsr_model_n_params(&j->model) * 1e-6, j->mesh.tp, j->mesh.pp, j->mesh.dp,
+             tsr_cpu_isa(&j->ctx));
+    tsr_bar_begin(&tr->bar, "train", "step", (uint64_t)tr->trainer.step,
+                  (uint64_t)j->run.train.steps);
+    return 0;
+}
+
 static int run(struct training *tr, const char *path, const char *const *overrides, int n) {
     struct tsr_job *j = &tr->job;
     TSR_TRY(tsr_job_load_run(j, path, overrides, n));
     TSR_TRY(tsr_job_device(j, j->run.device.threads));
-    TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_run_dir(tr)));
-    TSR_TRY(tsr_log_open(j->run.run.dir));
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, rank0(tr) ? open_run_dir(j->run.run.dir) : 0));
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, tsr_log_open(j->run.run.dir)));
     TSR_TRY(tsr_job_load_data(j));
     TSR_TRY(tsr_trainer_open(&tr->trainer, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh,
                              sequence_of, j->train));
     TSR_TRY(load_weights(tr));
     TSR_TRY(measure_peak(tr));
-    if (rank0(tr)) {
-        TSR_TRY(tsr_metrics_open(&tr->metrics, j->run.run.dir, tr->trainer.step));
-        tsr_info("%s: %.1f M parameters, %d x %d x %d ranks (tp, pp, dp), %s",
-                 j->run.run.name, (double)tsr_model_n_params(&j->model) * 1e-6, j->mesh.tp,
-                 j->mesh.pp, j->mesh.dp, tsr_cpu_isa(&j->ctx));
-        tsr_bar_begin(&tr->bar, "train", "step", (uint64_t)tr->trainer.step,
-                      (uint64_t)j->run.train.steps);
-    }
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_reports(tr)));
     catch_signals(&j->progress);
     int rc = loop(tr);
     if (rank0(tr)) {
@@ -272,23 +278,25 @@ int tsr_cmd_train(int argc, char **argv) {
     const struct tsr_command_line cl = {
         .command = "tessera train",
         .usage = "RUN.yaml [key=value …]",
-        .about = "Trains a model as the run file says; key=value overrides a field of it. Under\n"
-                 "mpirun or srun it is one of tp x pp x dp ranks. The same command continues a run\n"
-                 "that was interrupted (checkpoint.resume).\n\nfields of the run file:",
+        .about =
+            "Trains a model as the run file says; key=value overrides a field of it. Under\n"
+            "mpirun or srun it is one of tp x pp x dp ranks. The same command continues a run\n"
+            "that was interrupted (checkpoint.resume).\n\nfields of the run file:",
         .max_args = MAX_OVERRIDES + 1,
         .min_args = 1};
     struct training tr = {0};
     int rc = tsr_options_parse(&cl, argc, argv, args, &n_args);
-    if (rc == 1)
+    if (rc == 1 && tsr_comm_env_rank() == 0)
         tsr_run_fields_each(print_field, NULL);
     if (rc != 0)
-        return rc == 1 ? 0 : tsr_report(cl.command, rc);
+        return rc == 1 ? 0 : tsr_report_once(cl.command, rc);
+    signal(SIGPIPE, SIG_IGN); // a run outlives the terminal that shows its progress
     rc = tsr_job_open(&tr.job, cl.command);
     if (rc == 0)
         rc = run(&tr, args[0], args + 1, n_args - 1);
     signalled = NULL;
     tsr_metrics_close(&tr.metrics);
-    if (tsr_exit_code(rc) != TSR_EXIT_BUG && tsr_exit_code(rc) != 4)
-        tsr_trainer_close(&tr.trainer);
+    tsr_job_settle(&tr.job, rc);
+    tsr_trainer_close(&tr.trainer);
     return tsr_job_close(&tr.job, rc);
 }

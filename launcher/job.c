@@ -32,9 +32,12 @@ static int cores(void) {
 int tsr_job_device(struct tsr_job *j, int64_t threads) {
     if (threads == 0)
         threads = cores() / j->comm.local_size;
-    TSR_TRY(tsr_cpu_open(&j->ctx, getenv("TESSERA_CPU"), threads < 1 ? 1 : (int)threads));
-    j->ctx_open = true;
-    return 0;
+    const char *isa = getenv("TESSERA_CPU");
+    int rc = tsr_cpu_open(&j->ctx, isa, threads < 1 ? 1 : (int)threads);
+    if (rc == TSR_EUSAGE && isa)
+        rc = tsr_fail_prefix(rc, "TESSERA_CPU");
+    j->ctx_open = rc == 0;
+    return tsr_agree(&j->ctx, &j->comm, rc);
 }
 
 static int load_model(struct tsr_job *j) {
@@ -55,7 +58,7 @@ static int load_model(struct tsr_job *j) {
     return rc;
 }
 
-int tsr_job_load_run(struct tsr_job *j, const char *path, const char *const *overrides, int n) {
+static int load_run(struct tsr_job *j, const char *path, const char *const *overrides, int n) {
     TSR_TRY(tsr_run_load(&j->run, path, overrides, n));
     j->run_open = true;
     struct tsr_run *r = &j->run;
@@ -73,11 +76,17 @@ int tsr_job_load_run(struct tsr_job *j, const char *path, const char *const *ove
     return 0;
 }
 
-// The tokenizer of the run, else the one beside the model's weights.
+int tsr_job_load_run(struct tsr_job *j, const char *path, const char *const *overrides, int n) {
+    return tsr_agree(&j->ctx, &j->comm, load_run(j, path, overrides, n));
+}
+
+// The tokenizer that the data need: the run's, else the one beside the model's weights.
 static int load_tokenizer(struct tsr_job *j) {
     const struct tsr_run *r = &j->run;
     const char *dir = r->model.tokenizer ? r->model.tokenizer : r->model.from;
     char file[TSR_PATH_MAX];
+    if (r->data.train.n == 0)
+        return tsr_fail(TSR_ECONFIG, "data.train is missing: expected at least one path");
     if (!dir)
         return 0;
     TSR_TRY(tsr_path_join(file, dir, "tokenizer.json"));
@@ -121,15 +130,20 @@ static int open_datasets(struct tsr_job *j, bool prepare) {
 
 int tsr_job_load_data(struct tsr_job *j) {
     j->progress.phase = TSR_PHASE_LOAD;
-    if (j->run.data.train.n == 0)
-        return tsr_fail(TSR_ECONFIG, "data.train is missing: expected at least one path");
-    TSR_TRY(load_tokenizer(j));
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, load_tokenizer(j)));
     int rc = j->comm.rank == 0 ? open_datasets(j, true) : 0;
     // Tokenizing a large text takes as long as it takes; a rank that dies ends the job anyway.
     TSR_TRY(j->comm.ops->barrier(&j->ctx, &j->comm, &j->comm.world_group, "tokenized data",
                                  24 * 3600.0));
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, rc));
     return tsr_agree(&j->ctx, &j->comm, open_datasets(j, false));
+}
+
+int tsr_check_model_dir(const char *dir) {
+    if (tsr_path_is_dir(dir))
+        return 0;
+    return tsr_fail(TSR_EMODEL, "%s: expected a model directory, found %s", dir,
+                    tsr_path_exists(dir) ? "a file" : "nothing");
 }
 
 static void free_all(struct tsr_job *j) {
@@ -145,16 +159,20 @@ static void free_all(struct tsr_job *j) {
     tsr_log_close();
 }
 
+void tsr_job_settle(struct tsr_job *j, int rc) {
+    int code = tsr_exit_code(rc);
+    // Ranks stop together at an interruption; of a failure they know what they agreed on.
+    bool known_to_all = code == 0 || code == 5 || j->comm.culprit;
+    if (j->comm_open && j->comm.world > 1 && !known_to_all)
+        tsr_comm_abort(&j->comm, code);
+}
+
 int tsr_job_close(struct tsr_job *j, int rc) {
     int code = tsr_exit_code(rc);
-    if (!j->comm_open)
-        return tsr_report(j->command, rc);
-    // Mistakes in files and options are found by every rank alike; what one rank meets alone is
-    // known to the others only if they agreed on it.
+    if (!j->comm_open) // each rank finds a mistake in the environment, one alone the rest
+        return code == 2 ? tsr_report_once(j->command, rc) : tsr_report(j->command, rc);
+    tsr_job_settle(j, rc);
     int speaker = j->comm.culprit ? j->comm.culprit - 1 : 0;
-    bool known_to_all = code == 0 || code == 2 || code == 5 || j->comm.culprit;
-    if (!known_to_all && j->comm.world > 1)
-        tsr_comm_abort(&j->comm, code);
     if (rc < 0 && code != 5 && j->comm.rank == speaker) {
         if (j->comm.culprit > 1)
             tsr_fail_prefix(rc, "rank %d on %s", j->comm.rank, j->comm.host);

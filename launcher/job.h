@@ -27,13 +27,18 @@ struct tsr_job {
 int tsr_job_open(struct tsr_job *j, const char *command);
 // Opens the compute device with its threads: `threads` 0 is cores / ranks on this host.
 int tsr_job_device(struct tsr_job *j, int64_t threads);
-// Run file, model, layout. The same mistake is found by every rank.
+// Run file, model, layout.
 int tsr_job_load_run(struct tsr_job *j, const char *path, const char *const *overrides, int n);
 // Tokenizer and datasets; rank 0 tokenizes, the others wait.
 int tsr_job_load_data(struct tsr_job *j);
 
-// Ends the job: on the user's mistake or an interruption, which all ranks know, rank 0 prints and
-// everyone leaves in order; a failure of one rank ends the whole job. Returns the exit code.
+// After the work, before anything is closed that needs the other ranks: a failure that they don't
+// know of is printed and ends the whole job here.
+void tsr_job_settle(struct tsr_job *j, int rc);
+// TSR_EMODEL when there is no such folder.
+int tsr_check_model_dir(const char *dir);
+
+// Ends the job in order, on all ranks; the one that failed first prints. Returns the exit code.
 int tsr_job_close(struct tsr_job *j, int rc);
 
 #endif

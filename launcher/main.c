@@ -1,9 +1,13 @@
 // The one binary: finds the command and hands over.
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include "core/error.h"
+#include "core/io.h"
 #include "core/run.h"
 #include "launcher/commands.h"
+#include "launcher/options.h"
 
 static const struct {
     const char *name, *about;
@@ -19,9 +23,10 @@ static const struct {
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void help(void) {
-    printf("usage: tessera COMMAND …\n\n"
-           "Trains and runs decoder-only language models (the GPT series, LLaMA 1 to 3.2) over many\n"
-           "processes, with the same loss to the last bit in every parallel layout.\n\ncommands:\n");
+    printf(
+        "usage: tessera COMMAND …\n\n"
+        "Trains and runs decoder-only language models (the GPT series, LLaMA 1 to 3.2) over many\n"
+        "processes, with the same loss to the last bit in every parallel layout.\n\ncommands:\n");
     for (int i = 0; i < N_COMMANDS; i++)
         printf("  %-10s %s\n", commands[i].name, commands[i].about);
     printf("\n`tessera COMMAND --help` has the details; `tessera --version` the version.\n\n"
@@ -34,34 +39,42 @@ static void help(void) {
            "  70  a bug in tessera\n");
 }
 
+// What a command printed is there for someone: a full disk must not pass as success.
+static int check_output(int code) {
+    if (code != 0 || (fflush(stdout) == 0 && !ferror(stdout)))
+        return code;
+    tsr_fail_errno(errno, "cannot write", "standard output");
+    return tsr_report("tessera", TSR_EIO);
+}
+
 static int unknown(const char *name) {
     const char *known[N_COMMANDS];
     for (int i = 0; i < N_COMMANDS; i++)
         known[i] = commands[i].name;
     const char *near = tsr_nearest(name, known, N_COMMANDS);
     if (near)
-        fprintf(stderr, "tessera: error: unknown command \"%s\"; the nearest is \"%s\"\n", name,
-                near);
+        tsr_fail(TSR_EUSAGE, "unknown command \"%s\"; the nearest is \"%s\"", name, near);
     else
-        fprintf(stderr, "tessera: error: unknown command \"%s\"; see tessera --help\n", name);
-    return tsr_exit_code(TSR_EUSAGE);
+        tsr_fail(TSR_EUSAGE, "unknown command \"%s\"; see tessera --help", name);
+    return tsr_report_once("tessera", TSR_EUSAGE);
 }
 
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); // a file beyond the limit is a failed write, not a death
     if (argc < 2) {
-        help();
-        return tsr_exit_code(TSR_EUSAGE);
+        tsr_fail(TSR_EUSAGE, "a command is missing; see tessera --help");
+        return tsr_report_once("tessera", TSR_EUSAGE);
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         help();
-        return 0;
+        return check_output(0);
     }
     if (strcmp(argv[1], "--version") == 0) {
         printf("tessera " TESSERA_VERSION "\n");
-        return 0;
+        return check_output(0);
     }
     for (int i = 0; i < N_COMMANDS; i++)
         if (strcmp(argv[1], commands[i].name) == 0)
-            return commands[i].run(argc - 1, argv + 1);
+            return check_output(commands[i].run(argc - 1, argv + 1));
     return unknown(argv[1]);
 }

@@ -14,7 +14,7 @@ struct tsr_metrics {
 struct tsr_metrics_line {
     int64_t step, tokens; // tokens: seen since the run began
     double loss, grad_norm, lr, tokens_per_s, mfu, step_ms;
-    int64_t skipped; // steps so far whose loss or norm was not finite
+    int64_t skipped;   // steps so far whose loss or norm was not finite
     double valid_loss; // negative: not evaluated after this step
 };
 

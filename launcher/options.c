@@ -6,6 +6,7 @@
 #include <string.h>
 #include "core/error.h"
 #include "core/run.h"
+#include "dist/comm.h"
 
 static void help(const struct tsr_command_line *cl) {
     printf("usage: %s %s\n\n%s\n\noptions:\n", cl->command, cl->usage, cl->about);
@@ -108,7 +109,8 @@ int tsr_options_parse(const struct tsr_command_line *cl, int argc, char **argv, 
         if (!plain && strcmp(argv[i], "--") == 0) {
             plain = true;
         } else if (!plain && (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)) {
-            help(cl);
+            if (tsr_comm_env_rank() == 0)
+                help(cl);
             return 1;
         } else if (!plain && argv[i][0] == '-' && argv[i][1]) {
             TSR_TRY(take(cl, argc, argv, &i));
@@ -125,7 +127,16 @@ int tsr_options_parse(const struct tsr_command_line *cl, int argc, char **argv, 
 }
 
 int tsr_report(const char *command, int rc) {
+    const char *text = tsr_error_text(), *end;
     if (rc < 0)
-        fprintf(stderr, "%s: error: %s\n", command, tsr_error_text());
+        do {
+            end = text + strcspn(text, "\n");
+            fprintf(stderr, "%s: error: %.*s\n", command, (int)(end - text), text);
+            text = end + 1;
+        } while (*end);
     return tsr_exit_code(rc);
+}
+
+int tsr_report_once(const char *command, int rc) {
+    return tsr_comm_env_rank() == 0 ? tsr_report(command, rc) : tsr_exit_code(rc);
 }

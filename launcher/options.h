@@ -31,7 +31,10 @@ struct tsr_command_line {
 int tsr_options_parse(const struct tsr_command_line *cl, int argc, char **argv, const char **args,
                       int *n_args);
 
-// Prints "tessera COMMAND: error: TEXT" and returns the exit code of `rc`.
+// Prints "tessera COMMAND: error: TEXT", for each line of the text when it has several, and returns
+// the exit code of `rc`.
 int tsr_report(const char *command, int rc);
+// The same for what every rank finds before the ranks know each other: the first one prints it.
+int tsr_report_once(const char *command, int rc);
 
 #endif

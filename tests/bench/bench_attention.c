@@ -33,8 +33,8 @@ static float *array(struct slab *s, size_t n, bool fill) {
     return p;
 }
 
-static void train(struct tsr_ctx *ctx, struct slab *slab, double peak, int batch, int length, int nq, int nkv, int dim,
-                  float drop) {
+static void train(struct tsr_ctx *ctx, struct slab *slab, double peak, int batch, int length,
+                  int nq, int nkv, int dim, float drop) {
     struct tsr_segment segs[MAX_SEGS];
     struct tsr_kv_slot slots[MAX_SLOTS];
     TSR_ASSERT(nkv <= MAX_SLOTS && batch <= MAX_SEGS);
@@ -43,15 +43,23 @@ static void train(struct tsr_ctx *ctx, struct slab *slab, double peak, int batch
         segs[s] = (struct tsr_segment){.start = s * length, .length = length};
     for (int i = 0; i < nkv; i++)
         slots[i] = (struct tsr_kv_slot){i * (nq / nkv), nq / nkv, i, 0};
-    struct tsr_attn a = {.nq = nq, .nkv = nkv, .group = nq / nkv, .head_dim = dim, .scale = 0.125f,
-                         .drop = {drop, {1, 2}}, .n_segs = batch, .segs = segs,
-                         .n_tokens = batch * length, .ldq = (nq + 2 * nkv) * dim,
+    struct tsr_attn a = {.nq = nq,
+                         .nkv = nkv,
+                         .group = nq / nkv,
+                         .head_dim = dim,
+                         .scale = 0.125f,
+                         .drop = {drop, {1, 2}},
+                         .n_segs = batch,
+                         .segs = segs,
+                         .n_tokens = batch * length,
+                         .ldq = (nq + 2 * nkv) * dim,
                          .ldo = nq * dim};
     a.ldk = a.ldv = a.ldq;
     size_t n = (size_t)a.n_tokens, nqkv = n * (size_t)a.ldq, no = n * (size_t)a.ldo;
     size_t nk = n * (size_t)(nkv * dim);
     float *qkv = array(slab, nqkv, true), *o = array(slab, no, false), *d_o = array(slab, no, true);
-    float *dq = array(slab, nqkv, false), *dk = array(slab, nk, false), *dv = array(slab, nk, false);
+    float *dq = array(slab, nqkv, false), *dk = array(slab, nk, false),
+          *dv = array(slab, nk, false);
     float *lse = array(slab, n * (size_t)nq, false);
     double flops = 4.0 * length * (length + 1) / 2 * dim * nq * batch, best[2] = {1e9, 1e9};
     for (int r = 0; r < REPEATS; r++) {
@@ -65,9 +73,10 @@ static void train(struct tsr_ctx *ctx, struct slab *slab, double peak, int batch
         best[1] = t2 - t1 < best[1] ? t2 - t1 : best[1];
     }
     double fwd = flops / best[0] * 1e-9, bwd = 2.5 * flops / best[1] * 1e-9;
-    printf("B %d T %5d heads %2d/%d D %3d drop %.1f  forward %7.1f GFLOP/s %5.1f %%  backward %7.1f "
-           "GFLOP/s %5.1f %%\n",
-           batch, length, nq, nkv, dim, (double)drop, fwd, 100 * fwd / peak, bwd, 100 * bwd / peak);
+    printf(
+        "B %d T %5d heads %2d/%d D %3d drop %.1f  forward %7.1f GFLOP/s %5.1f %%  backward %7.1f "
+        "GFLOP/s %5.1f %%\n",
+        batch, length, nq, nkv, dim, (double)drop, fwd, 100 * fwd / peak, bwd, 100 * bwd / peak);
 }
 
 static void decode(struct tsr_ctx *ctx, struct slab *slab, int length, int nq, int nkv, int dim) {
@@ -79,12 +88,20 @@ static void decode(struct tsr_ctx *ctx, struct slab *slab, int length, int nq, i
     slab->used = 0;
     for (int i = 0; i < n_blocks; i++)
         blocks[i] = (i * 7 + 3) % n_blocks;
-    float *k = array(slab, n, true), *v = array(slab, n, true), *q = array(slab, (size_t)(nq * dim), true);
+    float *k = array(slab, n, true), *v = array(slab, n, true),
+          *q = array(slab, (size_t)(nq * dim), true);
     float *o = array(slab, (size_t)(nq * dim), false);
     struct tsr_kv_cache cache = {k, v, blocks, BLOCK};
     struct tsr_segment seg = {.length = 1, .position = length - 1, .cache = &cache};
-    struct tsr_attn a = {.nq = nq, .nkv = nkv, .group = nq / nkv, .head_dim = dim, .scale = 0.1f,
-                         .n_segs = 1, .segs = &seg, .n_tokens = 1, .ldq = nq * dim,
+    struct tsr_attn a = {.nq = nq,
+                         .nkv = nkv,
+                         .group = nq / nkv,
+                         .head_dim = dim,
+                         .scale = 0.1f,
+                         .n_segs = 1,
+                         .segs = &seg,
+                         .n_tokens = 1,
+                         .ldq = nq * dim,
                          .ldo = nq * dim};
     double best = 1e9;
     for (int r = 0; r < REPEATS; r++) {
@@ -94,8 +111,8 @@ static void decode(struct tsr_ctx *ctx, struct slab *slab, int length, int nq, i
         best = t1 - t0 < best ? t1 - t0 : best;
     }
     double bytes = 8.0 * length * nkv * dim;
-    printf("decode T %6d heads %2d/%d D %3d  %8.1f us  %5.1f GB/s (%.1f MB)\n", length, nq, nkv, dim,
-           best * 1e6, bytes / best * 1e-9, bytes * 1e-6);
+    printf("decode T %6d heads %2d/%d D %3d  %8.1f us  %5.1f GB/s (%.1f MB)\n", length, nq, nkv,
+           dim, best * 1e6, bytes / best * 1e-9, bytes * 1e-6);
 }
 
 // What decode is to be compared with: all threads sum a large array.

@@ -73,8 +73,7 @@ static void open_golden(struct golden *g, const char *name) {
     assert_int_equal(tsr_model_load(&g->m, g->dir), 0);
     assert_int_equal(tsr_comm_open_single(&g->comm, &g->progress), 0);
     assert_int_equal(tsr_cpu_open(&g->ctx, NULL, 1), 0);
-    assert_int_equal(
-        tsr_trainer_open(&g->t, r, &g->m, &g->ctx, &g->comm, &mesh, sequence, g), 0);
+    assert_int_equal(tsr_trainer_open(&g->t, r, &g->m, &g->ctx, &g->comm, &mesh, sequence, g), 0);
     if (tsr_store_load_weights(&g->t.net, g->dir) < 0)
         fail_msg("%s", tsr_error_text());
 }
@@ -94,8 +93,9 @@ static void check_close(const char *what, int64_t step, double ours, double thei
                  (long long)step, theirs, ours, error);
 }
 
-// ‖difference‖ against ‖gradient‖ of each tensor. Differences below a millionth of the whole gradient
-// pass: where a gradient is zero in theory (GPT-2's key bias has no effect) both sides are noise.
+// ‖difference‖ against ‖gradient‖ of each tensor. Differences below a millionth of the whole
+// gradient pass: where a gradient is zero in theory (GPT-2's key bias has no effect) both sides are
+// noise.
 static void check_gradients(struct golden *g, double global_norm) {
     char dir[TSR_PATH_MAX];
     struct tsr_weights *w = NULL;
@@ -155,7 +155,8 @@ static void test_llama_tied(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gpt2), cmocka_unit_test(test_llama_gqa),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gpt2),
+                                       cmocka_unit_test(test_llama_gqa),
                                        cmocka_unit_test(test_llama_tied)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,6 @@ if [ $code -ne 4 ]; then
     echo "expected exit code 4, found $code: $text"
     exit 1
 fi
-echo "$text" | grep -q "^tessera: rank 2 (host .*): test of abort$" && exit 0
+echo "$text" | grep -q "^tessera: error: rank 2 (host .*): test of abort$" && exit 0
 echo "expected one line with rank and host, found: $text"
 exit 1

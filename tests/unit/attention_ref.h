@@ -99,13 +99,18 @@ static inline struct array fill_rows(struct tsr_attn *a, int heads, uint32_t str
 static inline struct problem *problem_new(const struct shape *s) {
     struct problem *p = calloc(1, sizeof *p);
     assert_non_null(p);
-    p->a = (struct tsr_attn){.nq = s->nq, .nkv = s->nkv, .group = s->group,
+    p->a = (struct tsr_attn){.nq = s->nq,
+                             .nkv = s->nkv,
+                             .group = s->group,
                              .head_dim = s->head_dim,
                              .scale = 1.0f / sqrtf((float)s->head_dim),
-                             .window = s->window, .n_segs = s->n_segs, .segs = p->segs};
+                             .window = s->window,
+                             .n_segs = s->n_segs,
+                             .segs = p->segs};
     p->a.drop = (struct tsr_dropout){s->drop, {11, 22}};
     for (int i = 0; i < s->n_segs; i++) {
-        p->segs[i] = (struct tsr_segment){.start = p->a.n_tokens + 1, .length = s->length[i],
+        p->segs[i] = (struct tsr_segment){.start = p->a.n_tokens + 1,
+                                          .length = s->length[i],
                                           .position = s->position[i],
                                           .sequence = 1000 + (uint64_t)i};
         p->a.n_tokens += s->length[i] + 1;
@@ -134,8 +139,7 @@ static inline bool open_isa(struct tsr_ctx *ctx, const char *isa, int n_threads)
 }
 
 static inline void forward(struct tsr_ctx *ctx, struct problem *p) {
-    assert_int_equal(
-        ctx->ops->attention(ctx, &p->a, p->o.p, p->lse.p, p->q.p, p->k.p, p->v.p), 0);
+    assert_int_equal(ctx->ops->attention(ctx, &p->a, p->o.p, p->lse.p, p->q.p, p->k.p, p->v.p), 0);
 }
 
 // The naive model works on one query head of one segment: all matrices whole, in double.
@@ -187,9 +191,50 @@ static inline double naive_factor(const struct naive *n, int i, int j) {
     if (d->p == 0)
         return 1;
     uint32_t key = (uint32_t)(n->seg->position + j), query = (uint32_t)(n->seg->position + i);
-    struct tsr_u32x4 r = tsr_philox(d->key, key / 4, query, (uint32_t)n->seg->sequence,
-                                    (uint32_t)(n->a->q0 + n->h));
+    struct tsr_u32x4 r =
+        tsr_philox(d->key, key / 4, query, (uint32_t)n->seg->sequence, (uint32_t)(n->a->q0 + n->h));
     return r.v[key % 4] >= tsr_drop_threshold(d->p) ? 1 / (1 - (double)d->p) : 0;
+}
+
+// Adds one head's gradients, (length, D) each, to dq, dk, dv.
+static inline void naive_backward(const struct naive *n, const float *d_o, double *dq, double *dk,
+                                  double *dv) {
+    int dim = n->a->head_dim, length = n->seg->length;
+    double *w = malloc((size_t)length * sizeof *w), *dp = malloc((size_t)length * sizeof *dp);
+    assert_non_null(w);
+    assert_non_null(dp);
+    for (int i = 0; i < length; i++) {
+        const float *g = d_o + (n->seg->start + i) * n->a->ldo + n->h * dim;
+        double sum = 0;
+        naive_row(n, i, w);
+        for (int j = 0; j <= i; j++) {
+            dp[j] = w[j] > 0 ? naive_factor(n, i, j) * dot(g, naive_v(n, j), dim) : 0;
+            sum += w[j] * dp[j];
+        }
+        for (int j = 0; j <= i; j++) {
+            double ds = w[j] * (dp[j] - sum) * (double)n->a->scale;
+            double z = w[j] * naive_factor(n, i, j);
+            for (int d = 0; d < dim; d++) {
+                dq[i * dim + d] += ds * (double)naive_k(n, j)[d];
+                dk[j * dim + d] += ds * (double)naive_q(n, i)[d];
+                dv[j * dim + d] += z * (double)g[d];
+            }
+        }
+    }
+    free(w);
+    free(dp);
+}
+
+// sum of dO . O of one head of one segment.
+static inline double naive_loss(const struct naive *n, const float *d_o) {
+    double w[64], loss = 0;
+    for (int i = 0; i < n->seg->length; i++) {
+        naive_row(n, i, w);
+        for (int j = 0; j <= i; j++)
+            loss += w[j] * naive_factor(n, i, j) *
+                    dot(d_o + (n->seg->start + i) * n->a->ldo, naive_v(n, j), n->a->head_dim);
+    }
+    return loss;
 }
 
 #endif

@@ -12,14 +12,30 @@ static const struct shape shapes[] = {
     {.nq = 1, .nkv = 1, .group = 1, .head_dim = 256, .n_segs = 1, .length = {18}},
     {.nq = 2, .nkv = 1, .group = 2, .head_dim = 2, .n_segs = 1, .length = {70}},
     {.nq = 3, .nkv = 1, .group = 3, .head_dim = 16, .window = 1, .n_segs = 1, .length = {70}},
-    {.nq = 2, .nkv = 2, .group = 1, .head_dim = 24, .window = 20, .n_segs = 2,
-     .length = {150, 30}},
+    {.nq = 2, .nkv = 2, .group = 1, .head_dim = 24, .window = 20, .n_segs = 2, .length = {150, 30}},
     {.nq = 2, .nkv = 1, .group = 2, .head_dim = 16, .window = 100, .n_segs = 1, .length = {200}},
-    {.nq = 4, .nkv = 2, .group = 2, .head_dim = 16, .drop = 0.25f, .n_segs = 3,
+    {.nq = 4,
+     .nkv = 2,
+     .group = 2,
+     .head_dim = 16,
+     .drop = 0.25f,
+     .n_segs = 3,
      .length = {66, 1, 33}},
-    {.nq = 1, .nkv = 1, .group = 1, .head_dim = 16, .drop = 0.9f, .window = 9, .n_segs = 2,
-     .length = {80, 21}, .position = {0, 61}},
-    {.nq = 2, .nkv = 1, .group = 2, .head_dim = 32, .n_segs = 3, .length = {0, 100, 29},
+    {.nq = 1,
+     .nkv = 1,
+     .group = 1,
+     .head_dim = 16,
+     .drop = 0.9f,
+     .window = 9,
+     .n_segs = 2,
+     .length = {80, 21},
+     .position = {0, 61}},
+    {.nq = 2,
+     .nkv = 1,
+     .group = 2,
+     .head_dim = 32,
+     .n_segs = 3,
+     .length = {0, 100, 29},
      .position = {5, 37, 64}},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
@@ -107,8 +123,8 @@ static void is_equal_on_every_isa_and_thread_count(void **state) {
 
 static void threads_do_not_matter(void **state) {
     (void)state;
-    struct shape s = {.nq = 3, .nkv = 1, .group = 3, .head_dim = 32, .n_segs = 2,
-                      .length = {300, 75}};
+    struct shape s = {
+        .nq = 3, .nkv = 1, .group = 3, .head_dim = 32, .n_segs = 2, .length = {300, 75}};
     struct problem *p[3];
     for (int i = 0; i < 3; i++) {
         struct tsr_ctx ctx;
@@ -153,8 +169,7 @@ static void run_from_cache(struct tsr_ctx *ctx, struct problem *p, int block_tok
                                                       .sequence = p->segs[0].sequence,
                                                       .cache = &cache};
         if (!together || i == n_cuts - 1)
-            assert_int_equal(
-                ctx->ops->attention(ctx, &a, p->o.p, p->lse.p, p->q.p, NULL, NULL), 0);
+            assert_int_equal(ctx->ops->attention(ctx, &a, p->o.p, p->lse.p, p->q.p, NULL, NULL), 0);
     }
     array_free(&k);
     array_free(&v);
@@ -164,10 +179,10 @@ static void run_from_cache(struct tsr_ctx *ctx, struct problem *p, int block_tok
 static void decode_and_chunks_equal_prefill(void **state) {
     (void)state;
     static const struct shape all[] = {
+        {.nq = 27, .nkv = 1, .group = 27, .head_dim = 8, .n_segs = 1, .length = {131}},
         {.nq = 6, .nkv = 2, .group = 3, .head_dim = 24, .n_segs = 1, .length = {150}},
         {.nq = 2, .nkv = 2, .group = 1, .head_dim = 64, .n_segs = 1, .length = {131}},
-        {.nq = 2, .nkv = 1, .group = 2, .head_dim = 16, .window = 37, .n_segs = 1,
-         .length = {140}},
+        {.nq = 2, .nkv = 1, .group = 2, .head_dim = 16, .window = 37, .n_segs = 1, .length = {140}},
     };
     static const int cuts[] = {0, 1, 2, 17, 64, 65, 129, 130};
     static const int sizes[] = {1, 16, 64, 7};
@@ -191,7 +206,12 @@ static void decode_and_chunks_equal_prefill(void **state) {
 // The same segments one by one, and the heads in two shares that cut a group in two.
 static void neighbours_do_not_matter(void **state) {
     (void)state;
-    struct shape s = {.nq = 9, .nkv = 3, .group = 3, .head_dim = 24, .drop = 0.1f, .n_segs = 3,
+    struct shape s = {.nq = 9,
+                      .nkv = 3,
+                      .group = 3,
+                      .head_dim = 24,
+                      .drop = 0.1f,
+                      .n_segs = 3,
                       .length = {70, 5, 129}};
     struct tsr_ctx ctx;
     assert_true(open_isa(&ctx, NULL, 2));
@@ -208,8 +228,8 @@ static void neighbours_do_not_matter(void **state) {
             a.nkv = 2;
             ptrdiff_t q = (ptrdiff_t)a.q0 * a.head_dim, kv = (ptrdiff_t)a.kv0 * a.head_dim;
             assert_int_equal(ctx.ops->attention(&ctx, &a, p->o.p + q,
-                                                p->lse.p + (ptrdiff_t)a.q0 * a.n_tokens,
-                                                p->q.p + q, p->k.p + kv, p->v.p + kv),
+                                                p->lse.p + (ptrdiff_t)a.q0 * a.n_tokens, p->q.p + q,
+                                                p->k.p + kv, p->v.p + kv),
                              0);
         }
     }
@@ -224,8 +244,8 @@ static void neighbours_do_not_matter(void **state) {
 static void masked_nan_does_not_leak(void **state) {
     (void)state;
     static const float poison[] = {NAN, INFINITY, -INFINITY};
-    struct shape s = {.nq = 2, .nkv = 1, .group = 2, .head_dim = 24, .window = 33, .n_segs = 1,
-                      .length = {130}};
+    struct shape s = {
+        .nq = 2, .nkv = 1, .group = 2, .head_dim = 24, .window = 33, .n_segs = 1, .length = {130}};
     struct tsr_ctx ctx;
     assert_true(open_isa(&ctx, NULL, 1));
     struct problem *clean = problem_new(&s);
@@ -255,8 +275,7 @@ static void masked_nan_does_not_leak(void **state) {
 // Scores of hundreds: e^s alone would overflow; the largest key takes all.
 static void large_scores_stay_finite(void **state) {
     (void)state;
-    struct shape s = {.nq = 1, .nkv = 1, .group = 1, .head_dim = 16, .n_segs = 1,
-                      .length = {100}};
+    struct shape s = {.nq = 1, .nkv = 1, .group = 1, .head_dim = 16, .n_segs = 1, .length = {100}};
     struct tsr_ctx ctx;
     assert_true(open_isa(&ctx, NULL, 1));
     struct problem *p = problem_new(&s);

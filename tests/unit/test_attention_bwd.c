@@ -35,23 +35,44 @@ static const struct bwd_shape shapes[] = {
     {{.nq = 3, .nkv = 1, .group = 3, .head_dim = 16, .window = 1, .n_segs = 1, .length = {70}},
      1,
      {{0, 3, 0, 0}}},
-    {{.nq = 2, .nkv = 2, .group = 1, .head_dim = 24, .window = 20, .n_segs = 2,
+    {{.nq = 2,
+      .nkv = 2,
+      .group = 1,
+      .head_dim = 24,
+      .window = 20,
+      .n_segs = 2,
       .length = {150, 30}},
      2,
      {{0, 1, 0, 0}, {1, 1, 1, 0}}},
-    {{.nq = 1, .nkv = 1, .group = 1, .head_dim = 16, .window = 100, .n_segs = 1,
-      .length = {200}},
+    {{.nq = 1, .nkv = 1, .group = 1, .head_dim = 16, .window = 100, .n_segs = 1, .length = {200}},
      1,
      {{0, 1, 0, 0}}},
-    {{.nq = 4, .nkv = 2, .group = 2, .head_dim = 16, .drop = 0.25f, .n_segs = 3,
+    {{.nq = 4,
+      .nkv = 2,
+      .group = 2,
+      .head_dim = 16,
+      .drop = 0.25f,
+      .n_segs = 3,
       .length = {66, 1, 33}},
      3,
      {{0, 1, 0, 0}, {1, 1, 0, 1}, {2, 2, 1, 1}}},
-    {{.nq = 1, .nkv = 1, .group = 1, .head_dim = 16, .drop = 0.9f, .window = 9, .n_segs = 2,
-      .length = {80, 21}, .position = {0, 61}},
+    {{.nq = 1,
+      .nkv = 1,
+      .group = 1,
+      .head_dim = 16,
+      .drop = 0.9f,
+      .window = 9,
+      .n_segs = 2,
+      .length = {80, 21},
+      .position = {0, 61}},
      1,
      {{0, 1, 0, 0}}},
-    {{.nq = 2, .nkv = 1, .group = 2, .head_dim = 32, .n_segs = 3, .length = {0, 100, 29},
+    {{.nq = 2,
+      .nkv = 1,
+      .group = 2,
+      .head_dim = 32,
+      .n_segs = 3,
+      .length = {0, 100, 29},
       .position = {5, 37, 64}},
      2,
      {{0, 1, 0, 0}, {1, 1, 0, 1}}},
@@ -84,9 +105,8 @@ static void assert_same_grads(const struct grads *a, const struct grads *b) {
 
 static void backward(struct tsr_ctx *ctx, const struct problem *p, const struct tsr_kv_slot *slots,
                      int n_slots, struct grads *g) {
-    assert_int_equal(ctx->ops->attention_bwd(ctx, &p->a, slots, n_slots, g->dq.p, g->dk.p,
-                                             g->dv.p, p->d_o.p, p->o.p, p->lse.p, p->q.p, p->k.p,
-                                             p->v.p),
+    assert_int_equal(ctx->ops->attention_bwd(ctx, &p->a, slots, n_slots, g->dq.p, g->dk.p, g->dv.p,
+                                             p->d_o.p, p->o.p, p->lse.p, p->q.p, p->k.p, p->v.p),
                      0);
 }
 
@@ -102,35 +122,6 @@ static bool run(const char *isa, int threads, const struct bwd_shape *s, struct 
     backward(&ctx, *p, s->slots, s->n_slots, g);
     tsr_cpu_close(&ctx);
     return true;
-}
-
-// Adds one head's gradients, (length, D) each, to dq, dk, dv.
-static void naive_backward(const struct naive *n, const float *d_o, double *dq, double *dk,
-                           double *dv) {
-    int dim = n->a->head_dim, length = n->seg->length;
-    double *w = malloc((size_t)length * sizeof *w), *dp = malloc((size_t)length * sizeof *dp);
-    assert_non_null(w);
-    assert_non_null(dp);
-    for (int i = 0; i < length; i++) {
-        const float *g = d_o + (n->seg->start + i) * n->a->ldo + n->h * dim;
-        double sum = 0;
-        naive_row(n, i, w);
-        for (int j = 0; j <= i; j++) {
-            dp[j] = w[j] > 0 ? naive_factor(n, i, j) * dot(g, naive_v(n, j), dim) : 0;
-            sum += w[j] * dp[j];
-        }
-        for (int j = 0; j <= i; j++) {
-            double ds = w[j] * (dp[j] - sum) * (double)n->a->scale;
-            double z = w[j] * naive_factor(n, i, j);
-            for (int d = 0; d < dim; d++) {
-                dq[i * dim + d] += ds * (double)naive_k(n, j)[d];
-                dk[j * dim + d] += ds * (double)naive_q(n, i)[d];
-                dv[j * dim + d] += z * (double)g[d];
-            }
-        }
-    }
-    free(w);
-    free(dp);
 }
 
 // A tensor's elements have rounding errors of about eps times a chain's length' root times the
@@ -208,22 +199,16 @@ static void agrees_with_the_naive_model(void **state) {
     }
 }
 
-// sum of dO . O of one head of one segment.
-static double naive_loss(const struct naive *n, const float *d_o) {
-    double w[64], loss = 0;
-    for (int i = 0; i < n->seg->length; i++) {
-        naive_row(n, i, w);
-        for (int j = 0; j <= i; j++)
-            loss += w[j] * naive_factor(n, i, j) *
-                    dot(d_o + (n->seg->start + i) * n->a->ldo, naive_v(n, j), n->a->head_dim);
-    }
-    return loss;
-}
-
 static void naive_model_agrees_with_finite_differences(void **state) {
     (void)state;
-    struct shape s = {.nq = 1, .nkv = 1, .group = 1, .head_dim = 6, .window = 7, .drop = 0.3f,
-                      .n_segs = 1, .length = {11}};
+    struct shape s = {.nq = 1,
+                      .nkv = 1,
+                      .group = 1,
+                      .head_dim = 6,
+                      .window = 7,
+                      .drop = 0.3f,
+                      .n_segs = 1,
+                      .length = {11}};
     struct problem *p = problem_new(&s);
     struct naive n = {&p->a, &p->segs[0], 0, p->q.p, p->k.p, p->v.p};
     double grad[3][66] = {{0}};
@@ -264,8 +249,13 @@ static void is_equal_on_every_isa_and_thread_count(void **state) {
 // One long head on several threads goes by blocks; on one thread all at once.
 static void threads_do_not_matter(void **state) {
     (void)state;
-    struct bwd_shape s = {{.nq = 2, .nkv = 1, .group = 2, .head_dim = 32, .n_segs = 2,
-                           .length = {500, 40}, .position = {30, 0}},
+    struct bwd_shape s = {{.nq = 2,
+                           .nkv = 1,
+                           .group = 2,
+                           .head_dim = 32,
+                           .n_segs = 2,
+                           .length = {500, 40},
+                           .position = {30, 0}},
                           1,
                           {{0, 2, 0, 0}}};
     for (int window = 0; window <= 150; window += 75) {
@@ -286,8 +276,13 @@ static void threads_do_not_matter(void **state) {
 // Segments one by one, and slots dealt to two ranks that hold different heads.
 static void neighbours_do_not_matter(void **state) {
     (void)state;
-    struct bwd_shape s = {{.nq = 9, .nkv = 3, .group = 3, .head_dim = 24, .drop = 0.1f,
-                           .n_segs = 3, .length = {70, 5, 129}},
+    struct bwd_shape s = {{.nq = 9,
+                           .nkv = 3,
+                           .group = 3,
+                           .head_dim = 24,
+                           .drop = 0.1f,
+                           .n_segs = 3,
+                           .length = {70, 5, 129}},
                           4,
                           {{0, 3, 0, 0}, {3, 1, 1, 0}, {4, 2, 1, 1}, {6, 3, 2, 1}}};
     const struct tsr_kv_slot second[] = {{0, 2, 0, 0}, {2, 3, 1, 0}}; // from query head 4 on
@@ -335,10 +330,10 @@ static void neighbours_do_not_matter(void **state) {
 static void masked_nan_does_not_leak(void **state) {
     (void)state;
     enum { T = 130, W = 33, D = 24 };
-    struct bwd_shape s = {{.nq = 2, .nkv = 1, .group = 2, .head_dim = D, .window = W, .n_segs = 1,
-                           .length = {T}},
-                          1,
-                          {{0, 2, 0, 0}}};
+    struct bwd_shape s = {
+        {.nq = 2, .nkv = 1, .group = 2, .head_dim = D, .window = W, .n_segs = 1, .length = {T}},
+        1,
+        {{0, 2, 0, 0}}};
     struct problem *p;
     struct grads clean;
     struct tsr_ctx ctx;
@@ -365,8 +360,7 @@ static void masked_nan_does_not_leak(void **state) {
         for (int t = 0; t < T; t++) {
             ptrdiff_t q = (1 + t) * p->a.ldq;
             bool sees = t >= bad && t < bad + W;
-            assert_int_equal(memcmp(g.dq.p + q, clean.dq.p + q, 2 * D * sizeof(float)) == 0,
-                             !sees);
+            assert_int_equal(memcmp(g.dq.p + q, clean.dq.p + q, 2 * D * sizeof(float)) == 0, !sees);
         }
         problem_free(n);
         grads_free(&g);

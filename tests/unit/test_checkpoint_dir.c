@@ -64,9 +64,9 @@ static int n_entries_of(const char *path) {
 
 static void test_latest(void **state) {
     (void)state;
-    static const char *const others[] = {"step-0000009",     "step-00000009x", "step-+0000009",
-                                         "step-000000009",   "Step-00000009",  "step-",
-                                         ".tmp-step-00000009-0", "step-99999999999999999999"};
+    static const char *const others[] = {
+        "step-0000009",  "step-00000009x", "step-+0000009",        "step-000000009",
+        "Step-00000009", "step-",          ".tmp-step-00000009-0", "step-99999999999999999999"};
     assert_string_equal(steps(), "");
     expect_ok(tsr_mkdir_p(below("")));
     assert_string_equal(steps(), "");
@@ -283,10 +283,14 @@ static void test_wrong_state(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH(test_latest),      WITH(test_retain),
-        WITH(test_replace),     WITH(test_clean_temps),
-        WITH(test_abort),       WITH(test_begin_twice),
-        WITH(test_run_dir_is_a_file), WITH(test_no_room),
+        WITH(test_latest),
+        WITH(test_retain),
+        WITH(test_replace),
+        WITH(test_clean_temps),
+        WITH(test_abort),
+        WITH(test_begin_twice),
+        WITH(test_run_dir_is_a_file),
+        WITH(test_no_room),
         WITH(test_wrong_state),
     };
     return cmocka_run_group_tests_name("checkpoint_dir", tests, NULL, NULL);

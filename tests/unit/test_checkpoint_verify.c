@@ -247,8 +247,12 @@ static void test_wrong_moments(void **state) {
     expect_no_moments("optimizer/m-00001-of-");
     struct tsr_st_entry e[64] = {0};
     for (int i = 0; i < x.table.n; i++)
-        e[i] = (struct tsr_st_entry){x.table.t[i].name, TSR_DT_F32, x.table.t[i].hf_ndim,
-                                     {x.table.t[i].rows, x.table.t[i].cols}, 0, 0};
+        e[i] = (struct tsr_st_entry){x.table.t[i].name,
+                                     TSR_DT_F32,
+                                     x.table.t[i].hf_ndim,
+                                     {x.table.t[i].rows, x.table.t[i].cols},
+                                     0,
+                                     0};
     put_moments("optimizer/m-00001-of-00001.safetensors", e, x.table.n);
     expect_no_moments("optimizer/v-00001-of-");
     put_moments("optimizer/v-00001-of-00001.safetensors", e, x.table.n - 1);
@@ -281,10 +285,14 @@ static void test_wrong_moments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH(test_any_bit_of_the_manifest), WITH(test_truncated_manifest),
-        WITH(test_flipped_bits_everywhere), WITH(test_swapped_files),
-        WITH(test_missing_and_extra),       WITH(test_missing_last),
-        WITH(test_wrong_sizes),             WITH(test_forged_manifests),
+        WITH(test_any_bit_of_the_manifest),
+        WITH(test_truncated_manifest),
+        WITH(test_flipped_bits_everywhere),
+        WITH(test_swapped_files),
+        WITH(test_missing_and_extra),
+        WITH(test_missing_last),
+        WITH(test_wrong_sizes),
+        WITH(test_forged_manifests),
         WITH(test_wrong_moments),
     };
     return cmocka_run_group_tests_name("checkpoint_verify", tests, NULL, NULL);

@@ -24,9 +24,8 @@ static void run_drop(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     assert_int_equal(ctx->ops->bias_dropout_add(ctx, x, res, q->y, b, &q->d, q->segs, q->n_segs,
                                                 q->ld, q->c, q->col0),
                      0);
-    assert_int_equal(ctx->ops->dropout_bwd(ctx, dx, q->y, &q->d, q->segs, q->n_segs, q->ld, q->c,
-                                           q->col0),
-                     0);
+    assert_int_equal(
+        ctx->ops->dropout_bwd(ctx, dx, q->y, &q->d, q->segs, q->n_segs, q->ld, q->c, q->col0), 0);
     emit(out, x, all);
     emit(out, dx, all);
     float *same = buf_copy(q->y, all); // out may be y; dx may be dy
@@ -35,8 +34,8 @@ static void run_drop(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     float *dsame = buf_copy(q->y, all);
     ctx->ops->dropout_bwd(ctx, dsame, dsame, &q->d, q->segs, q->n_segs, q->ld, q->c, q->col0);
     float *on_res = buf_copy(q->res, all); // out may be residual
-    ctx->ops->bias_dropout_add(ctx, on_res, on_res, q->y, b, &q->d, q->segs, q->n_segs, q->ld,
-                               q->c, q->col0);
+    ctx->ops->bias_dropout_add(ctx, on_res, on_res, q->y, b, &q->d, q->segs, q->n_segs, q->ld, q->c,
+                               q->col0);
     for (int s = 0; s < q->n_segs; s++)
         for (int t = 0; t < q->segs[s].length; t++) {
             ptrdiff_t row = (q->segs[s].start + t) * q->ld;
@@ -96,8 +95,10 @@ static struct drop_case new_case(int c, ptrdiff_t ld, int64_t col0, float p, siz
 
 static void test_values(void **state) {
     (void)state;
-    static const struct tsr_segment segs[] = {
-        {0, 3, 0, 5, NULL}, {4, 2, 1000, 0x100000002u, NULL}, {6, 0, 0, 1, NULL}, {6, 4, 7, 9, NULL}};
+    static const struct tsr_segment segs[] = {{0, 3, 0, 5, NULL},
+                                              {4, 2, 1000, 0x100000002u, NULL},
+                                              {6, 0, 0, 1, NULL},
+                                              {6, 4, 7, 9, NULL}};
     static const int widths[] = {1, 3, 16, 61, 64, 255, 256, 257, 300, 600};
     static const float ps[] = {0.0f, 0.1f, 0.5f, 0.999f};
     for (size_t s = 0; s < sizeof widths / sizeof *widths; s++)

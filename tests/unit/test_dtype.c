@@ -61,9 +61,10 @@ static unsigned nearest_half(double x) {
 
 static void test_rounding_to_half(void **state) {
     (void)state;
-    static const float edges[] = {65504, 65519.996f, 65520, 1e6f,      0x1p-24f, 0x1p-25f,
-                                  0x1.000002p-25f,   3 * 0x1p-25f,    0x1p-14f, 0x1.ffcp-15f,
-                                  0x1.ffep-15f,      0x1.fffffep-15f, 0x1p-26f, FLT_MAX};
+    static const float edges[] = {65504,    65519.996f,   65520,           1e6f,
+                                  0x1p-24f, 0x1p-25f,     0x1.000002p-25f, 3 * 0x1p-25f,
+                                  0x1p-14f, 0x1.ffcp-15f, 0x1.ffep-15f,    0x1.fffffep-15f,
+                                  0x1p-26f, FLT_MAX};
     for (size_t i = 0; i < sizeof edges / sizeof *edges; i++) {
         assert_int_equal(tsr_f32_to_f16(edges[i]), nearest_half(edges[i]));
         assert_int_equal(tsr_f32_to_f16(-edges[i]), 0x8000 | nearest_half(edges[i]));

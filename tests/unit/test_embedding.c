@@ -12,8 +12,8 @@ static void run_embed(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     const struct embed_case *q = arg;
     size_t all = (size_t)q->n * (size_t)q->c, size = (size_t)q->n_table * (size_t)q->c;
     float *x = buf_new(all), *dtable = buf_copy(q->start, size);
-    assert_int_equal(
-        ctx->ops->embedding(ctx, x, q->ids, q->table, q->row0, q->n_table, q->n, q->c), 0);
+    assert_int_equal(ctx->ops->embedding(ctx, x, q->ids, q->table, q->row0, q->n_table, q->n, q->c),
+                     0);
     emit(out, x, all);
     assert_int_equal(ctx->ops->position(ctx, x, q->pos, q->table, q->n, q->c), 0);
     emit(out, x, all);
@@ -52,8 +52,8 @@ static void check_embed(const struct embed_case *q) {
     for (int i = 0; i < q->n; i++)
         for (int j = 0; j < q->c; j++) {
             size_t k = (size_t)(i * q->c + j);
-            float x = is_here(q, q->ids[i]) ? q->table[(q->ids[i] - q->row0) * q->c + j] + 0.0f
-                                            : 0.0f;
+            float x =
+                is_here(q, q->ids[i]) ? q->table[(q->ids[i] - q->row0) * q->c + j] + 0.0f : 0.0f;
             assert_memory_equal(&out.v[k], &x, sizeof x); // -0 comes out as +0
             x += q->table[q->pos[i] * q->c + j];
             assert_true(out.v[all + k] == x);

@@ -51,6 +51,7 @@ static void test_values(void **state) {
         {((int64_t)1 << 34) / 100 - 2, 5, 0, 100, 100, 1.0f},
         {((int64_t)1 << 34) / 77 - 2, 5, 3, 71, 77, 1.0f},
         {((int64_t)1 << 40) / 64, 2, 1, 63, 64, 1.0f},
+        {580421912, 4, 0, 1, 1, 1.0f}, // the third of these draws is 0, whose log must be finite
         {4, 0, 0, 9, 9, 1.0f},
         {4, 9, 3, 0, 9, 1.0f},
     };
@@ -64,8 +65,8 @@ static void test_regions(void **state) {
     enum { R = 23, C = 117 };
     struct region whole = {0, R, 0, C, C, 0.5f};
     struct sink all = run_everywhere(run_init, &whole);
-    static const int cuts[][4] = {{0, 11, 0, C}, {11, 12, 0, C}, {0, R, 0, 58},
-                                  {0, R, 58, 59}, {7, 3, 99, 5}, {22, 1, 116, 1}};
+    static const int cuts[][4] = {{0, 11, 0, C},  {11, 12, 0, C}, {0, R, 0, 58},
+                                  {0, R, 58, 59}, {7, 3, 99, 5},  {22, 1, 116, 1}};
     for (size_t k = 0; k < sizeof cuts / sizeof *cuts; k++) {
         struct region q = {cuts[k][0], cuts[k][1], cuts[k][2], cuts[k][3], C, 0.5f};
         struct sink part = run_everywhere(run_init, &q);

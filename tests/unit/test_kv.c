@@ -40,7 +40,8 @@ static void test_store(void **state) {
     static const struct tsr_segment segs[] = {
         {1, 5, 2, 0, NULL}, {6, 3, 8, 1, NULL}, {9, 3, 0, 2, NULL}};
     static const int row_of[] = {-1, 22, 23, 0, 1, 2, 24, 25, 26, -1, -1, -1}; // of each token
-    struct store_case q = {segs, 3, buf_random(ROWS * LD, 1, -1, 1), buf_random(ROWS * LD, 2, 1, 2)};
+    struct store_case q = {segs, 3, buf_random(ROWS * LD, 1, -1, 1),
+                           buf_random(ROWS * LD, 2, 1, 2)};
     struct sink out = run_everywhere(run_store, &q);
     size_t size = N_BLOCKS * BLOCK * WIDTH;
     float *want = calloc(2 * size, sizeof *want);

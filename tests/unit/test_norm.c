@@ -16,8 +16,8 @@ static void run_norm(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     if (q->rms)
         assert_int_equal(ctx->ops->rmsnorm(ctx, y, rstd, q->x, q->w, eps, q->n, q->c), 0);
     else
-        assert_int_equal(ctx->ops->layernorm(ctx, y, mean, rstd, q->x, q->w,
-                                             q->bias ? q->b : NULL, eps, q->n, q->c),
+        assert_int_equal(ctx->ops->layernorm(ctx, y, mean, rstd, q->x, q->w, q->bias ? q->b : NULL,
+                                             eps, q->n, q->c),
                          0);
     assert_int_equal(ctx->ops->norm_bwd(ctx, dx, q->dres ? q->res : NULL, q->dy, q->x, q->w,
                                         q->rms ? NULL : mean, rstd, q->n, q->c),
@@ -67,9 +67,8 @@ static void check_norm(const struct norm_case *q) {
         norm_row(q, x, q->dy + row, y, &rstd);
         near((double)out.v[all + (size_t)i], rstd, 2e-6 * rstd, "rstd", (size_t)i);
         for (int j = 0; j < q->c; j++)
-            near((double)out.v[row + (size_t)j], y[j], 2e-6 * fmax(1, rstd), "y",
-                 row + (size_t)j);
-        for (int j = 0; j < q->c; j += q->c > 64 ? 37 : 1) {
+            near((double)out.v[row + (size_t)j], y[j], 2e-6 * fmax(1, rstd), "y", row + (size_t)j);
+        for (int j = 0; j<q->c; j += q->c> 64 ? 37 : 1) {
             double at = x[j], h = 1e-4, r;
             x[j] = at + h;
             double up = norm_row(q, x, q->dy + row, y, &r);

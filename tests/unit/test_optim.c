@@ -72,8 +72,7 @@ static void run_sumsq(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     float *where = buf_new(2 * (size_t)q->n_blocks + 1); // doubles between guard bands
     double sums[8];
     assert_true(q->n_blocks <= 8);
-    assert_int_equal(
-        ctx->ops->sumsq(ctx, sums, q->g, q->ld, q->bounds, q->n_blocks, q->cols), 0);
+    assert_int_equal(ctx->ops->sumsq(ctx, sums, q->g, q->ld, q->bounds, q->n_blocks, q->cols), 0);
     memcpy(where, sums, (size_t)q->n_blocks * sizeof *sums);
     emit(out, where, 2 * (size_t)q->n_blocks);
 }
@@ -124,8 +123,8 @@ static void run_adamw(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     const struct adamw_case *q = arg;
     size_t n = (size_t)(q->rows * q->cols), nw = (size_t)(q->rows * q->ldw);
     float *w = buf_copy(q->w, nw), *m = buf_copy(q->m, n), *v = buf_copy(q->v, n);
-    assert_int_equal(
-        ctx->ops->adamw(ctx, &q->p, w, q->ldw, m, v, q->g, q->ldg, q->rows, q->cols), 0);
+    assert_int_equal(ctx->ops->adamw(ctx, &q->p, w, q->ldw, m, v, q->g, q->ldg, q->rows, q->cols),
+                     0);
     emit(out, w, nw);
     emit(out, m, n);
     emit(out, v, n);
@@ -191,9 +190,15 @@ static void test_adamw_invariance(void **state) {
     struct tsr_ctx *ctx = &test_ctx[0][0];
     assert_int_equal(ctx->ops->adamw(ctx, &p, w, 3, m, v, g, 3, 1, 3), 0);
     assert_true(w[0] == 1 && w[1] == -2 && w[2] == 0 && m[0] == 0 && v[2] == 0);
-    struct adamw_case q = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 0.6f, 1}, 30, 90, 90, 90,
-                           buf_random(2700, 1, -1, 1), buf_random(2700, 2, -1, 1),
-                           buf_random(2700, 3, 0, 1), buf_random(2700, 4, -1, 1)};
+    struct adamw_case q = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 0.6f, 1},
+                           30,
+                           90,
+                           90,
+                           90,
+                           buf_random(2700, 1, -1, 1),
+                           buf_random(2700, 2, -1, 1),
+                           buf_random(2700, 3, 0, 1),
+                           buf_random(2700, 4, -1, 1)};
     struct sink all = run_everywhere(run_adamw, &q);
     struct adamw_case part = q;
     part.rows = 4;

@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#ifndef TSR_TEST_GOLDEN
-#define TSR_TEST_GOLDEN "tests/golden"
+#ifndef TESSERA_GOLDEN_DIR
+#define TESSERA_GOLDEN_DIR "tests/golden"
 #endif
 
 static char dir[TSR_PATH_MAX], path[TSR_PATH_MAX];
@@ -81,7 +81,8 @@ static void test_regions(void **state) {
 
 static void test_header_text(void **state) {
     (void)state;
-    struct tsr_st_entry e[] = {{"a\"b", TSR_DT_BF16, 2, {3, 2}, 0, 0}, {"c", TSR_DT_F32, 1, {1}, 0, 0}};
+    struct tsr_st_entry e[] = {{"a\"b", TSR_DT_BF16, 2, {3, 2}, 0, 0},
+                               {"c", TSR_DT_F32, 1, {1}, 0, 0}};
     static const char want[] =
         "{\"__metadata__\":{\"format\":\"pt\"},"
         "\"a\\\"b\":{\"dtype\":\"BF16\",\"shape\":[3,2],\"data_offsets\":[0,12]},"
@@ -112,65 +113,65 @@ static void put(const char *header, size_t n_data) {
 #define T(dtype, shape, offsets)                                                                   \
     "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
 
+static const struct {
+    const char *header;
+    size_t n_data;
+    const char *word;
+} wrong_headers[] = {
+    {"[1, 2]", 0, "begin with '{'"},
+    {" {}", 0, "begin with '{'"},
+    {"{\"a\":", 0, "not valid JSON"},
+    {"{} x", 0, "not valid JSON"},
+    {"{\"a\":1}", 0, "expected an object"},
+    {"{\"\":" T("F32", "[1]", "[0,4]") "}", 4, "tensor names"},
+    {"{\"a\\n\":" T("F32", "[1]", "[0,4]") "}", 4, "control character"},
+    {"{\"a\\u0000b\":" T("F32", "[1]", "[0,4]") "}", 4, "not valid JSON"},
+    {"{\"a\":" T("F32", "[1]", "[0,4]") ",\"a\":" T("F32", "[1]", "[4,8]") "}", 8, "twice"},
+    {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
+     "twice"},
+    {"{\"a\":" T("F33", "[1]", "[0,4]") "}", 4, "known `dtype`, found F33"},
+    {"{\"a\":" T("f32", "[1]", "[0,4]") "}", 4, "known `dtype`"},
+    {"{\"a\":" T("\\u0007", "[1]", "[0,4]") "}", 4, "another string"},
+    {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "known `dtype`"},
+    {"{\"a\":" T("F32", "[-1]", "[0,4]") "}", 4, "at least 0"},
+    {"{\"a\":" T("F32", "[1.0]", "[0,4]") "}", 4, "at least 0"},
+    {"{\"a\":" T("F32", "[\\\"1\\\"]", "[0,4]") "}", 4, "not valid JSON"},
+    {"{\"a\":" T("F32", "4", "[0,4]") "}", 4, "array of at most"},
+    {"{\"a\":" T("F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "array of at most"},
+    {"{\"a\":" T("F32", "[9223372036854775808]", "[0,4]") "}", 4, "not valid JSON"},
+    {"{\"a\":" T("F32", "[9223372036854775807]", "[0,4]") "}", 4, "too many elements"},
+    {"{\"a\":" T("F32", "[4294967296,4294967296]", "[0,0]") "}", 0, "too many elements"},
+    {"{\"a\":" T("F32", "[4611686018427387904,4]", "[0,0]") "}", 0, "too many elements"},
+    {"{\"a\":" T("F32", "[2]", "[0,4]") "}", 4, "expected 8 bytes"},
+    {"{\"a\":" T("F16", "[2]", "[0,8]") "}", 8, "expected 4 bytes"},
+    {"{\"a\":" T("F32", "[]", "[0,8]") "}", 8, "expected 4 bytes"},
+    {"{\"a\":" T("BOOL", "[1,1,4]", "[0,8]") "}", 8, "expected 4 bytes"},
+    {"{\"a\":" T("I64", "[1]", "[0,4]") "}", 4, "expected 8 bytes"},
+    {"{\"a\":" T("F32", "[1]", "[0]") "}", 4, "two integers"},
+    {"{\"a\":" T("F32", "[1]", "[0,4,8]") "}", 4, "two integers"},
+    {"{\"a\":" T("F32", "[1]", "[0.0,4]") "}", 4, "two integers"},
+    {"{\"a\":" T("F32", "[1]", "{}") "}", 4, "two integers"},
+    {"{\"a\":" T("F32", "[1]", "[4,0]") "}", 4, "in order"},
+    {"{\"a\":" T("F32", "[1]", "[-4,0]") "}", 4, "in order"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") "}", 4, "at most 4"},
+    {"{\"a\":" T("F32", "[1]", "[9223372036854775803,9223372036854775807]") "}", 4, "at most 4"},
+    {"{\"a\":" T("F32", "[1]", "[0,4]") "}", 8, "4 bytes of data by the header, found 8"},
+    {"{\"a\":" T("F32", "[1]", "[4,8]") "}", 8, "leave a hole"},
+    {"{\"a\":" T("F32", "[1]", "[0,4]") ",\"b\":" T("F32", "[1]", "[8,12]") "}", 12, "a hole"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[4,12]") "}", 12, "overlap"},
+    {"{\"a\":" T("F32", "[1]", "[0,4]") ",\"b\":" T("F32", "[1]", "[0,4]") "}", 4, "overlap"},
+    {"{\"a\":" T("F32", "[3]", "[0,12]") ",\"b\":" T("F32", "[1]", "[4,8]") "}", 12, "overlap"},
+    {"{}", 1, "0 bytes of data by the header, found 1"},
+    {"{\"__metadata__\":[]}", 0, "__metadata__"},
+    {"{\"__metadata__\":{\"a\":1}}", 0, "__metadata__"},
+};
+
 static void test_wrong_headers(void **state) {
     (void)state;
-    static const struct {
-        const char *header;
-        size_t n_data;
-        const char *word;
-    } cases[] = {
-        {"[1, 2]", 0, "begin with '{'"},
-        {" {}", 0, "begin with '{'"},
-        {"{\"a\":", 0, "not valid JSON"},
-        {"{} x", 0, "not valid JSON"},
-        {"{\"a\":1}", 0, "expected an object"},
-        {"{\"\":" T("F32", "[1]", "[0,4]") "}", 4, "tensor names"},
-        {"{\"a\\n\":" T("F32", "[1]", "[0,4]") "}", 4, "control character"},
-        {"{\"a\\u0000b\":" T("F32", "[1]", "[0,4]") "}", 4, "not valid JSON"},
-        {"{\"a\":" T("F32", "[1]", "[0,4]") ",\"a\":" T("F32", "[1]", "[4,8]") "}", 8, "twice"},
-        {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
-         "twice"},
-        {"{\"a\":" T("F33", "[1]", "[0,4]") "}", 4, "known `dtype`, found F33"},
-        {"{\"a\":" T("f32", "[1]", "[0,4]") "}", 4, "known `dtype`"},
-        {"{\"a\":" T("\\u0007", "[1]", "[0,4]") "}", 4, "another string"},
-        {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "known `dtype`"},
-        {"{\"a\":" T("F32", "[-1]", "[0,4]") "}", 4, "at least 0"},
-        {"{\"a\":" T("F32", "[1.0]", "[0,4]") "}", 4, "at least 0"},
-        {"{\"a\":" T("F32", "[\\\"1\\\"]", "[0,4]") "}", 4, "not valid JSON"},
-        {"{\"a\":" T("F32", "4", "[0,4]") "}", 4, "array of at most"},
-        {"{\"a\":" T("F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "array of at most"},
-        {"{\"a\":" T("F32", "[9223372036854775808]", "[0,4]") "}", 4, "not valid JSON"},
-        {"{\"a\":" T("F32", "[9223372036854775807]", "[0,4]") "}", 4, "too many elements"},
-        {"{\"a\":" T("F32", "[4294967296,4294967296]", "[0,0]") "}", 0, "too many elements"},
-        {"{\"a\":" T("F32", "[4611686018427387904,4]", "[0,0]") "}", 0, "too many elements"},
-        {"{\"a\":" T("F32", "[2]", "[0,4]") "}", 4, "expected 8 bytes"},
-        {"{\"a\":" T("F16", "[2]", "[0,8]") "}", 8, "expected 4 bytes"},
-        {"{\"a\":" T("F32", "[]", "[0,8]") "}", 8, "expected 4 bytes"},
-        {"{\"a\":" T("BOOL", "[1,1,4]", "[0,8]") "}", 8, "expected 4 bytes"},
-        {"{\"a\":" T("I64", "[1]", "[0,4]") "}", 4, "expected 8 bytes"},
-        {"{\"a\":" T("F32", "[1]", "[0]") "}", 4, "two integers"},
-        {"{\"a\":" T("F32", "[1]", "[0,4,8]") "}", 4, "two integers"},
-        {"{\"a\":" T("F32", "[1]", "[0.0,4]") "}", 4, "two integers"},
-        {"{\"a\":" T("F32", "[1]", "{}") "}", 4, "two integers"},
-        {"{\"a\":" T("F32", "[1]", "[4,0]") "}", 4, "in order"},
-        {"{\"a\":" T("F32", "[1]", "[-4,0]") "}", 4, "in order"},
-        {"{\"a\":" T("F32", "[2]", "[0,8]") "}", 4, "at most 4"},
-        {"{\"a\":" T("F32", "[1]", "[9223372036854775803,9223372036854775807]") "}", 4,
-         "at most 4"},
-        {"{\"a\":" T("F32", "[1]", "[0,4]") "}", 8, "4 bytes of data by the header, found 8"},
-        {"{\"a\":" T("F32", "[1]", "[4,8]") "}", 8, "leave a hole"},
-        {"{\"a\":" T("F32", "[1]", "[0,4]") ",\"b\":" T("F32", "[1]", "[8,12]") "}", 12, "a hole"},
-        {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[4,12]") "}", 12, "overlap"},
-        {"{\"a\":" T("F32", "[1]", "[0,4]") ",\"b\":" T("F32", "[1]", "[0,4]") "}", 4, "overlap"},
-        {"{\"a\":" T("F32", "[3]", "[0,12]") ",\"b\":" T("F32", "[1]", "[4,8]") "}", 12, "overlap"},
-        {"{}", 1, "0 bytes of data by the header, found 1"},
-        {"{\"__metadata__\":[]}", 0, "__metadata__"},
-        {"{\"__metadata__\":{\"a\":1}}", 0, "__metadata__"},
-    };
     struct tsr_st_file f;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        put(cases[i].header, cases[i].n_data);
-        expect_error(tsr_st_open(&f, path), TSR_EMODEL, cases[i].word);
+    for (size_t i = 0; i < sizeof wrong_headers / sizeof *wrong_headers; i++) {
+        put(wrong_headers[i].header, wrong_headers[i].n_data);
+        expect_error(tsr_st_open(&f, path), TSR_EMODEL, wrong_headers[i].word);
         assert_non_null(strstr(tsr_error_text(), path));
     }
 }
@@ -204,8 +205,9 @@ static void test_unreadable_tensors(void **state) {
     (void)state;
     struct tsr_st_file f;
     float out[8];
-    put("{\"i\":" T("I64", "[1]", "[0,8]") ",\"s\":" T("F32", "[]", "[8,12]") ",\"t\":"
-        T("F32", "[1,1,1]", "[12,16]") ",\"z\":" T("F32", "[0,4]", "[16,16]") "}", 16);
+    put("{\"i\":" T("I64", "[1]", "[0,8]") ",\"s\":" T("F32", "[]", "[8,12]") ",\"t\":" T(
+            "F32", "[1,1,1]", "[12,16]") ",\"z\":" T("F32", "[0,4]", "[16,16]") "}",
+        16);
     expect_ok(tsr_st_open(&f, path));
     expect_error(tsr_st_read_region(&f, tsr_st_find(&f, "i"), 0, 1, 0, 1, out), TSR_EMODEL, "I64");
     expect_error(tsr_st_read_region(&f, tsr_st_find(&f, "s"), 0, 1, 0, 1, out), TSR_EMODEL,
@@ -218,9 +220,8 @@ static void test_unreadable_tensors(void **state) {
 
 static void test_wrong_lengths(void **state) {
     (void)state;
-    static const uint64_t lengths[] = {0,          1,          3,          9,          100,
-                                       1000000000, UINT32_MAX, INT64_MAX, 1ull << 63, UINT64_MAX,
-                                       UINT64_MAX - 7};
+    static const uint64_t lengths[] = {
+        0, 1, 3, 9, 100, 1000000000, UINT32_MAX, INT64_MAX, 1ull << 63, UINT64_MAX, UINT64_MAX - 7};
     struct tsr_st_file f;
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         char bytes[10] = "        {}";
@@ -319,8 +320,8 @@ static void test_golden(void **state) {
     struct tsr_st_file f;
     char name[64];
     int n, n_lines = 0;
-    expect_ok(tsr_st_open(&f, TSR_TEST_GOLDEN "/safetensors/tiny.safetensors"));
-    FILE *expected = fopen(TSR_TEST_GOLDEN "/safetensors/tiny.txt", "r");
+    expect_ok(tsr_st_open(&f, TESSERA_GOLDEN_DIR "/safetensors/tiny.safetensors"));
+    FILE *expected = fopen(TESSERA_GOLDEN_DIR "/safetensors/tiny.txt", "r");
     assert_non_null(expected);
     while (fscanf(expected, "%63s %d", name, &n) == 2) {
         const struct tsr_st_entry *e = tsr_st_find(&f, name);

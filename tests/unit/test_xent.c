@@ -52,8 +52,8 @@ static void run_xent(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
         int lo = bound(q, r * per), hi = bound(q, (r + 1) * per), bounds[MAX_PIECES + 1];
         for (int p = 0; p <= per; p++)
             bounds[p] = bound(q, r * per + p) - lo;
-        assert_int_equal(ctx->ops->xent_exp(ctx, part[r], sums[r], max, q->targets, bounds, per,
-                                            lo, q->n, hi - lo),
+        assert_int_equal(ctx->ops->xent_exp(ctx, part[r], sums[r], max, q->targets, bounds, per, lo,
+                                            q->n, hi - lo),
                          0);
     }
     join(sums, q->ranks, 2 * n);
@@ -61,8 +61,8 @@ static void run_xent(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     for (int r = 0; r < q->ranks; r++) {
         int lo = bound(q, r * per), hi = bound(q, (r + 1) * per);
         float *kept = buf_copy(part[r], n * (size_t)(hi - lo));
-        assert_int_equal(ctx->ops->xent_loss(ctx, loss, kept, sums[0], q->targets, q->scale,
-                                             false, lo, q->n, hi - lo),
+        assert_int_equal(ctx->ops->xent_loss(ctx, loss, kept, sums[0], q->targets, q->scale, false,
+                                             lo, q->n, hi - lo),
                          0);
         assert_memory_equal(kept, part[r], n * (size_t)(hi - lo) * sizeof *kept);
         assert_int_equal(ctx->ops->xent_loss(ctx, loss, part[r], sums[0], q->targets, q->scale,
@@ -100,14 +100,14 @@ static void check_xent(const struct xent_case *q) {
                 assert_true(grad[j] == 0);
             continue;
         }
-        near((double)out.v[i], exact_loss(x, q->v, q->targets[i], -1, 0), sum_error + 4e-6,
-             "loss", (size_t)i);
+        near((double)out.v[i], exact_loss(x, q->v, q->targets[i], -1, 0), sum_error + 4e-6, "loss",
+             (size_t)i);
         int step = q->v > 300 ? q->v / 40 : 1;
         for (int j = q->targets[i] % step; j < q->v; j += step) {
             double h = 1e-5, want = exact_loss(x, q->v, q->targets[i], j, h);
             want = (want - exact_loss(x, q->v, q->targets[i], j, -h)) / (2 * h);
-            near((double)grad[j], want * (double)q->scale,
-                 (double)q->scale * (sum_error + 4e-6), "gradient", (size_t)(i * q->v + j));
+            near((double)grad[j], want * (double)q->scale, (double)q->scale * (sum_error + 4e-6),
+                 "gradient", (size_t)(i * q->v + j));
         }
     }
     free(out.v);
@@ -118,14 +118,14 @@ static struct xent_case new_case(int n, int v, int n_pieces, float range) {
     uint64_t seed = 5;
     for (int i = 0; i < n; i++)
         targets[i] = i % 5 == 3 ? -100 : (int32_t)(test_u32(&seed) % (uint32_t)v);
-    return (struct xent_case){n, v, n_pieces, 1, 0.125f,
-                              buf_random((size_t)n * (size_t)v, 6, -range, range), targets};
+    return (struct xent_case){
+        n, v, n_pieces, 1, 0.125f, buf_random((size_t)n * (size_t)v, 6, -range, range), targets};
 }
 
 static void test_values(void **state) {
     (void)state;
-    static const int shapes[][3] = {{0, 7, 1},   {3, 1, 1},    {4, 5, 8},    {6, 16, 2},
-                                    {5, 65, 3},  {7, 130, 12}, {9, 1000, 8}, {40, 5021, 8}};
+    static const int shapes[][3] = {{0, 7, 1},  {3, 1, 1},    {4, 5, 8},    {6, 16, 2},
+                                    {5, 65, 3}, {7, 130, 12}, {9, 1000, 8}, {40, 5021, 8}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         struct xent_case q = new_case(shapes[s][0], shapes[s][1], shapes[s][2], s % 2 ? 3 : 15);
         check_xent(&q);

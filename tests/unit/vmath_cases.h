@@ -79,8 +79,8 @@ static uint32_t run_sweep(const struct sweep *s, float sign) {
             double want = s->exact((double)x[i]);
             double error = fabs((double)y[i] - want) / ulp_of(want);
             if (!(error <= s->max_ulp))
-                fail_msg("%s(%a) = %a, expected %a: %.3f ulp", s->name, (double)x[i],
-                         (double)y[i], want, error);
+                fail_msg("%s(%a) = %a, expected %a: %.3f ulp", s->name, (double)x[i], (double)y[i],
+                         want, error);
             hash = (hash ^ bits_of(y[i])) * 16777619u;
         }
     }
@@ -243,10 +243,11 @@ static void test_integers(void **state) {
         assert_int_equal(geu >> i & 1, a[i] >= b[i]);
         assert_int_equal(gt >> i & 1, (int32_t)a[i] > (int32_t)b[i]);
     }
-    static const float halves[16] = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 4194303.5f, 7.49f,
-                                     -7.51f, 0.0f, -0.0f, 1e-30f, 3.0f, -4194303.5f, 100.5f, 99.5f};
-    static const int32_t rounded[16] = {0,  2, 2, 0, -2, -2, 4194304, 7,
-                                        -8, 0, 0, 0, 3,  -4194304, 100, 100};
+    static const float halves[16] = {0.5f,       1.5f,        2.5f,   -0.5f, -1.5f, -2.5f,
+                                     4194303.5f, 7.49f,       -7.51f, 0.0f,  -0.0f, 1e-30f,
+                                     3.0f,       -4194303.5f, 100.5f, 99.5f};
+    static const int32_t rounded[16] = {0,  2, 2, 0, -2, -2,       4194304, 7,
+                                        -8, 0, 0, 0, 3,  -4194304, 100,     100};
     int32_t got[16];
     v16i_storeu(got, v16_to_i(v16_loadu(halves)));
     assert_memory_equal(got, rounded, sizeof got);

@@ -9,16 +9,16 @@
 #include "kernels/cpu/isa/split.h"
 #include "kernels/cpu/isa/vmath.h"
 
-#define SQRT_HALF   0.70710678f
-#define RSQRT_2PI   0.39894228f
+#define SQRT_HALF     0.70710678f
+#define RSQRT_2PI     0.39894228f
 #define TWO_SQRT_2_PI 1.5957691f // 2 sqrt(2/pi)
-#define CUBIC       0.044715f
+#define CUBIC         0.044715f
 
 struct act_job {
     struct tsr_split split;
     enum tsr_act act;
-    float *out, *out2;         // out2 NULL: one output
-    const float *dy, *x, *up;  // dy NULL: forward; up NULL: not gated
+    float *out, *out2;        // out2 NULL: one output
+    const float *dy, *x, *up; // dy NULL: forward; up NULL: not gated
     int64_t n;
 };
 
@@ -83,8 +83,8 @@ V16_FN void span(enum tsr_act act, float *out, float *out2, const float *dy, con
     }
 }
 
-V16_FN void span_of_act(enum tsr_act act, float *out, float *out2, const float *dy,
-                        const float *x, const float *up, int64_t n) {
+V16_FN void span_of_act(enum tsr_act act, float *out, float *out2, const float *dy, const float *x,
+                        const float *up, int64_t n) {
     if (act == TSR_ACT_SILU)
         span(TSR_ACT_SILU, out, out2, dy, x, up, n);
     else if (act == TSR_ACT_GELU_TANH)
@@ -138,14 +138,8 @@ int TSR_FN(tsr_gated)(struct tsr_ctx *ctx, enum tsr_act act, tsr_elem *y, const 
 }
 
 int TSR_FN(tsr_gated_bwd)(struct tsr_ctx *ctx, enum tsr_act act, tsr_elem *dgate, tsr_elem *dup,
-                          const tsr_elem *dy, const tsr_elem *gate, const tsr_elem *up,
-                          size_t n) {
-    struct act_job q = {.act = act,
-                        .out = dgate,
-                        .out2 = dup,
-                        .dy = dy,
-                        .x = gate,
-                        .up = up,
-                        .n = (int64_t)n};
+                          const tsr_elem *dy, const tsr_elem *gate, const tsr_elem *up, size_t n) {
+    struct act_job q = {
+        .act = act, .out = dgate, .out2 = dup, .dy = dy, .x = gate, .up = up, .n = (int64_t)n};
     return run_act(ctx, q);
 }

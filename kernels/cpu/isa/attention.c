@@ -11,39 +11,13 @@
 // A part is some rows of one KV head; or, when a segment is short (decoding), all rows of several
 // neighbouring KV heads, whose keys lie side by side in the cache and are read in one walk.
 #include "core/error.h"
-#include "kernels/cpu/isa/attention_drop.h"
+#include "kernels/cpu/isa/attention_fwd.h"
 #include "kernels/cpu/isa/vmath.h"
 
 enum {
-    PART_ROWS = 192,      // most rows of a part: their O and q stay in the second-level cache
-    LEAST_ROWS = 24,      // fewer don't pay for packing the keys
-    PARTS_PER_THREAD = 4, // enough for threads to finish together
-    WALKS_PER_THREAD = 2  // the same for parts of several heads, which should be wide
-};
-
-struct fwd_job {
-    const struct tsr_attn *a;
-    float *o, *lse;
-    const float *q, *k, *v;
-    struct tsr_pool *pool;
-    int part_rows;  // most rows of a part
-    int part_heads; // KV heads of a part of a short segment
-    int *first;     // (n_segs + 1) parts before each segment
-};
-
-// One part, and of its KV heads the one in work.
-struct fwd_part {
-    const struct fwd_job *job;
-    const struct tsr_segment *seg;
-    struct attn_drop drop;
-    int low, ld;         // first key's position; leading dimension of panels
-    int kv_lo, kv_hi;    // local KV heads
-    int row0, row1;      // rows of each head
-    int kv, q0, g, n;    // the head in work: its query heads [q0, q0 + g), n = rows of the part
-    size_t at;           // rows of the heads before it
-    float *scratch;
-    float *q, *o, *m, *l;     // of the head in work: (n, ld) twice, (n), (n, 16)
-    float *keys, *values, *s; // (D, ATTN_KEYS), (ATTN_KEYS, ld), one tile of scores
+    PART_ROWS = 264,     // most rows of a part: their O and q stay in the second-level cache
+    LEAST_ROWS = 24,     // fewer don't pay for packing the keys
+    PARTS_PER_THREAD = 4 // enough for threads to finish together
 };
 
 static size_t row_floats(int ld) {
@@ -83,10 +57,6 @@ static void set_head(struct fwd_part *p, int kv) {
     p->s = p->values + ATTN_KEYS * ld;
 }
 
-static int position_of(const struct fwd_part *p, int row) {
-    return p->seg->position + row / p->g;
-}
-
 static void load_rows(struct fwd_part *p) {
     const struct tsr_attn *a = p->job->a;
     for (int i = 0; i < p->n; i++) {
@@ -102,128 +72,16 @@ static void load_rows(struct fwd_part *p) {
     memset(p->o, 0, (size_t)p->n * (size_t)p->ld * sizeof(float));
 }
 
-// The rows of a block of keys that the part reads, and of the block that is read next.
-struct fwd_keys {
-    int base, j0, j1;
-    ptrdiff_t row[ATTN_KEYS], next[ATTN_KEYS];
-};
-
-static void find_keys(const struct fwd_part *p, struct fwd_keys *b, int block, int pos0,
-                      int pos1) {
+static void find_keys(const struct fwd_part *p, struct fwd_keys *b, int block, int pos0, int pos1) {
     int window = p->job->a->window, n0, n1, unused;
     b->base = block * ATTN_KEYS;
     attn_seen(pos0, p->low, window, b->base, &b->j0, &unused);
     attn_seen(pos1, p->low, window, b->base, &unused, &b->j1);
-    TSR_FN(tsr_attn_key_rows)(b->row, p->seg, b->base, b->j0, b->j1);
-    memcpy(b->next, b->row, sizeof b->next);
     attn_seen(pos0, p->low, window, b->base + ATTN_KEYS, &n0, &unused);
     attn_seen(pos1, p->low, window, b->base + ATTN_KEYS, &unused, &n1);
+    TSR_FN(tsr_attn_key_rows)(b->row, p->seg, b->base, b->j0, b->j1);
+    memcpy(b->next, b->row, sizeof b->next);
     TSR_FN(tsr_attn_key_rows)(b->next, p->seg, b->base + ATTN_KEYS, n0, n1);
-}
-
-// Packs the block's keys and values of the head in work.
-static void load_keys(struct fwd_part *p, const struct fwd_keys *b) {
-    const struct tsr_attn *a = p->job->a;
-    const struct tsr_kv_cache *cache = p->seg->cache;
-    ptrdiff_t head = (ptrdiff_t)p->kv * a->head_dim;
-    struct attn_head k = {p->job->k, a->ldk}, v = {p->job->v, a->ldv};
-    if (cache != NULL) {
-        ptrdiff_t ld = (ptrdiff_t)a->nkv * a->head_dim;
-        k = (struct attn_head){cache->k, ld};
-        v = (struct attn_head){cache->v, ld};
-    }
-    k.p += head;
-    v.p += head;
-    TSR_FN(tsr_attn_pack_t)(p->keys, k, b->row, b->next, b->j0, b->j1, a->head_dim);
-    TSR_FN(tsr_attn_pack)(p->values, v, b->row, b->next, b->j0, b->j1, a->head_dim);
-}
-
-// s = s scale where the row sees the key, else -inf; returns the largest.
-V16_FN float scale_row(float *s, float scale, int lo, int hi) {
-    v16 most = v16_set1(-INFINITY);
-    for (int c = lo / 16 * 16; c < hi; c += 16) {
-        v16 x = v16_mul(v16_load(s + c), v16_set1(scale));
-        if (c < lo || c + 16 > hi) {
-            v16m in = v16m_and(v16m_first(attn_min(hi - c, 16)),
-                               v16m_not(v16m_first(attn_max(lo - c, 0))));
-            x = v16_select(in, x, v16_set1(-INFINITY));
-        }
-        v16_store(s + c, x);
-        most = v16_max(most, x);
-    }
-    return v16_hmax(most);
-}
-
-// s becomes p = e^(s - m), +0 for keys not seen, and is added to l, which is first scaled.
-V16_FN void exp_row(float *s, float *l, float m, float alpha, int lo, int hi) {
-    v16 sum = v16_mul(v16_load(l), v16_set1(alpha));
-    for (int c = lo / 16 * 16; c < hi; c += 16) {
-        v16 x = v16_exp(v16_sub(v16_load(s + c), v16_set1(m)));
-        v16_store(s + c, x);
-        sum = v16_add(sum, x);
-    }
-    v16_store(l, sum);
-}
-
-static void drop_row(const struct fwd_part *p, float *s, int base, int row) {
-    v16m keep[ATTN_KEYS / 16];
-    v16 divisor = v16_set1(p->drop.divisor);
-    attn_kept(keep, &p->drop, base, position_of(p, row), p->job->a->q0 + p->q0 + row % p->g);
-    for (int c = 0; c < ATTN_KEYS / 16; c++)
-        v16_store(s + 16 * c, attn_dropped(keep[c], v16_load(s + 16 * c), divisor));
-}
-
-// The softmax of one tile: p->s becomes the weights; alpha: what scales the rows' O.
-static void soften(struct fwd_part *p, int i, int mr, int base, const int *lo, const int *hi,
-                   float alpha[16]) {
-    float m[16] = {0}, old[16] = {0};
-    for (int r = 0; r < mr; r++) {
-        m[r] = old[r] = p->m[i + r];
-        if (lo[r] < hi[r]) {
-            float most = scale_row(p->s + r * ATTN_KEYS, p->job->a->scale, lo[r], hi[r]);
-            m[r] = most > old[r] ? most : old[r];
-        }
-    }
-    v16_storeu(alpha, v16_exp(v16_sub(v16_loadu(old), v16_loadu(m))));
-    for (int r = 0; r < mr; r++) {
-        float *s = p->s + r * ATTN_KEYS;
-        if (lo[r] >= hi[r]) {
-            alpha[r] = 1.0f;
-            continue;
-        }
-        exp_row(s, p->l + 16 * (i + r), m[r], alpha[r], lo[r], hi[r]);
-        p->m[i + r] = m[r];
-        if (p->drop.on)
-            drop_row(p, s, base, p->row0 + i + r);
-    }
-}
-
-// Rows [i, i + mr) of the part against the packed block.
-static void tile_block(struct fwd_part *p, int i, int mr, int base) {
-    const struct tsr_attn *a = p->job->a;
-    int lo[ATTN_ROWS], hi[ATTN_ROWS];
-    float alpha[16];
-    for (int r = 0; r < mr; r++)
-        attn_seen(position_of(p, p->row0 + i + r), p->low, a->window, base, &lo[r], &hi[r]);
-    int c0 = lo[0] / 16, c1 = (hi[mr - 1] + 15) / 16;
-    if (c0 >= c1)
-        return;
-    TSR_FN(tsr_attn_scores)
-    (p->s, p->q + (ptrdiff_t)i * p->ld, p->ld, p->keys, a->head_dim, mr, c0, c1);
-    soften(p, i, mr, base, lo, hi, alpha);
-    TSR_FN(tsr_attn_product)
-    (&(struct attn_product){.c = p->o + (ptrdiff_t)i * p->ld,
-                            .ldc = p->ld,
-                            .alpha = alpha,
-                            .a = p->s,
-                            .a_r = ATTN_KEYS,
-                            .a_k = 1,
-                            .b = p->values,
-                            .ldb = p->ld,
-                            .lo = lo,
-                            .hi = hi,
-                            .rows = mr,
-                            .n = p->ld});
 }
 
 static void store_rows(const struct fwd_part *p) {
@@ -293,17 +151,12 @@ static void choose_part(struct fwd_part *p, int i) {
     p->row1 = p->row0 + j->part_rows;
 }
 
-// The block against all rows of the part that read it.
+// The block against all rows of the part.
 static void run_block(struct fwd_part *p, const struct fwd_keys *b) {
     for (int kv = p->kv_lo; kv < p->kv_hi; kv++) {
         set_head(p, kv);
-        if (p->n == 0)
-            continue;
-        load_keys(p, b);
-        for (int i = 0, mr; i < p->n; i += mr) {
-            mr = attn_tile_rows(p->n - i);
-            tile_block(p, i, mr, b->base);
-        }
+        if (p->n > 0)
+            TSR_FN(tsr_attn_block)(p, b, is_short(p->job, p->seg));
     }
 }
 
@@ -320,8 +173,8 @@ static void run_part(void *arg, int part, int thread) {
         set_head(&p, kv);
         load_rows(&p);
         if (p.n > 0) {
-            pos0 = position_of(&p, p.row0);
-            pos1 = position_of(&p, p.row0 + p.n - 1);
+            pos0 = attn_position(&p, p.row0);
+            pos1 = attn_position(&p, p.row0 + p.n - 1);
         }
     }
     if (pos1 < 0)
@@ -339,14 +192,16 @@ static void run_part(void *arg, int part, int thread) {
 
 // Parts as large as pays while there are enough of them for the threads.
 static void choose_part_size(struct fwd_job *j) {
-    int64_t rows = 0, heads = 0, threads = tsr_pool_threads(j->pool);
+    int64_t rows = 0, n_short = 0, threads = tsr_pool_threads(j->pool);
     for (int s = 0; s < j->a->n_segs; s++) {
         rows += (int64_t)j->a->segs[s].length * j->a->nq;
-        heads += is_short(j, &j->a->segs[s]) ? j->a->nkv : 0;
+        n_short += is_short(j, &j->a->segs[s]);
     }
     int64_t even = rows / (PARTS_PER_THREAD * threads) / ATTN_ROWS * ATTN_ROWS;
     j->part_rows = attn_clamp(even, LEAST_ROWS, PART_ROWS);
-    j->part_heads = attn_clamp(heads / (WALKS_PER_THREAD * threads), 1, PART_ROWS / LEAST_ROWS);
+    int64_t walks = n_short < threads ? threads : 2 * threads;
+    j->part_heads =
+        attn_clamp((n_short * j->a->nkv + walks - 1) / walks, 1, PART_ROWS / LEAST_ROWS);
     j->part_rows = attn_max(j->part_rows, j->part_heads * LEAST_ROWS);
 }
 

@@ -205,7 +205,7 @@ static void load_keys(struct bwd_part *p, int base) {
     TSR_FN(tsr_attn_pack_t)(p->kt, k, row, NULL, p->j0, p->j1, a->head_dim);
     TSR_FN(tsr_attn_pack_t)(p->vt, v, row, NULL, p->j0, p->j1, a->head_dim);
     if (p->job->queries)
-        TSR_FN(tsr_attn_pack)(p->k, k, row, NULL, p->j0, p->j1, a->head_dim);
+        TSR_FN(tsr_attn_pack)(p->k, k, row, p->j0, p->j1, a->head_dim);
 }
 
 // Blocks of keys [kb0, kb1) against those of the blocks of queries [qb0, qb1) that see them.

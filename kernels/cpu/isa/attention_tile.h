@@ -71,23 +71,31 @@ struct attn_head {
     ptrdiff_t ld;
 };
 
+// Rows row[j] of two heads that are needed soon. Fetching a little at a time between other work
+// counts: processors drop prefetches that come in bursts.
+struct attn_ahead {
+    struct attn_head k, v;
+    const ptrdiff_t *row;
+};
+
 // row[j] for j in [j0, j1): where the key at position base + j lies in its array.
 void TSR_FN(tsr_attn_key_rows)(ptrdiff_t *row, const struct tsr_segment *s, int base, int j0,
                                int j1);
 // t(d, j) = head(row[j], d) for j in [j0, j1); the other columns of their groups of 16 are +0.
-// t: (D, ATTN_KEYS). Meanwhile rows next[j] are fetched into the cache; NULL: none.
+// t: (D, ATTN_KEYS). Meanwhile what `ahead` names, unless it is NULL, is fetched.
 void TSR_FN(tsr_attn_pack_t)(float *t, struct attn_head h, const ptrdiff_t *row,
-                             const ptrdiff_t *next, int j0, int j1, int head_dim);
+                             const struct attn_ahead *ahead, int j0, int j1, int head_dim);
 // panel(j, d) = head(row[j], d) for j in [j0, j1), +0 from d = D to the padded width.
-void TSR_FN(tsr_attn_pack)(float *panel, struct attn_head h, const ptrdiff_t *row,
-                           const ptrdiff_t *next, int j0, int j1, int head_dim);
+void TSR_FN(tsr_attn_pack)(float *panel, struct attn_head h, const ptrdiff_t *row, int j0, int j1,
+                           int head_dim);
 
 // C(r,:) = alpha[r] C(r,:), then one chain of fused multiply-adds of A(r,k) B(k,:) for k from
-// lo[r] up to hi[r]: terms outside are not touched. lo and hi never fall as r rises. C and B are
-// panels of n columns, a multiple of 16.
+// lo[r] up to hi[r]: no term outside reaches C. lo and hi never fall as r rises. C is a panel; n
+// is a multiple of 16.
 struct attn_product {
     float *c;
     ptrdiff_t ldc;
+    bool fresh;         // C starts from +0 instead
     const float *alpha; // NULL: all 1
     const float *a;
     ptrdiff_t a_r, a_k; // A(r,k) = a[r a_r + k a_k]
@@ -99,7 +107,8 @@ struct attn_product {
 void TSR_FN(tsr_attn_product)(const struct attn_product *p);
 
 // s(r, j) = chain over d of x(r, d) t(d, j) for r < rows and columns j of the groups of 16 in
-// [c0, c1). s: (rows, ATTN_KEYS), t: (D, ATTN_KEYS), x has leading dimension ldx.
+// [c0, c1). s: (rows, ATTN_KEYS), rows <= ATTN_ROWS; t: (D, ATTN_KEYS); x has leading dimension
+// ldx.
 void TSR_FN(tsr_attn_scores)(float *s, const float *x, ptrdiff_t ldx, const float *t, int head_dim,
                              int rows, int c0, int c1);
 

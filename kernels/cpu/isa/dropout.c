@@ -119,8 +119,8 @@ int TSR_FN(tsr_bias_dropout_add)(struct tsr_ctx *ctx, tsr_elem *out, const tsr_e
 }
 
 int TSR_FN(tsr_dropout_bwd)(struct tsr_ctx *ctx, tsr_elem *dx, const tsr_elem *dy,
-                            const struct tsr_dropout *d, const struct tsr_segment *segs,
-                            int n_segs, ptrdiff_t ld, int c, int64_t col0) {
+                            const struct tsr_dropout *d, const struct tsr_segment *segs, int n_segs,
+                            ptrdiff_t ld, int c, int64_t col0) {
     struct drop_job q = {
         .out = dx, .y = dy, .d = d, .segs = segs, .n_segs = n_segs, .ld = ld, .c = c, .col0 = col0};
     return run_drop(ctx, &q);

@@ -85,8 +85,7 @@ static void sum_picks(const struct embed_bwd_job *q, const struct pick *p, int64
     for (int64_t k = 0, end; k < n; k = end) {
         for (end = k + 1; end < n && p[end].chain == p[k].chain;)
             end++;
-        v16_tree_leaf(&tree, (unsigned)p[k].chain,
-                      chain_of(q, v16_zero(), p + k, end - k, j));
+        v16_tree_leaf(&tree, (unsigned)p[k].chain, chain_of(q, v16_zero(), p + k, end - k, j));
     }
     v16_store_tail(to, q->c - j, v16_add(old, v16_tree_root(&tree)));
 }
@@ -104,8 +103,8 @@ static void embed_bwd_part(void *arg, int part, int thread) {
     }
 }
 
-int TSR_FN(tsr_embedding)(struct tsr_ctx *ctx, tsr_elem *x, const int32_t *ids,
-                          const tsr_elem *wte, int row0, int n_rows, int n, int c) {
+int TSR_FN(tsr_embedding)(struct tsr_ctx *ctx, tsr_elem *x, const int32_t *ids, const tsr_elem *wte,
+                          int row0, int n_rows, int n, int c) {
     struct embed_job q = {tsr_split_of(ctx, n, c), x, ids, wte, row0, n_rows, c};
     tsr_pool_run(ctx->stream, q.split.n_parts, embed_part, &q);
     return 0;
@@ -140,8 +139,8 @@ int TSR_FN(tsr_embedding_bwd)(struct tsr_ctx *ctx, float *dtable, const int32_t 
     return 0;
 }
 
-int TSR_FN(tsr_position)(struct tsr_ctx *ctx, tsr_elem *x, const int32_t *pos,
-                         const tsr_elem *wpe, int n, int c) {
+int TSR_FN(tsr_position)(struct tsr_ctx *ctx, tsr_elem *x, const int32_t *pos, const tsr_elem *wpe,
+                         int n, int c) {
     struct embed_job q = {tsr_split_of(ctx, n, c), x, pos, wpe, 0, 0, c};
     tsr_pool_run(ctx->stream, q.split.n_parts, position_part, &q);
     return 0;

@@ -229,6 +229,7 @@ static void item_block(const struct sweep *s, const struct gemm_block *block,
             t.cols = min_int(NR, s->cols - jp * NR);
             t.b = b + (ptrdiff_t)(jp - item->b0) * NR * block->k;
             t.state = state + tile * tile_state;
+            t.fetch = t.a + s->a_panel + (jp - item->b0) * (ptrdiff_t)block->k * 4;
             t.ahead = NULL;
             if (turn && ip + 1 == item->a1) {
             } else if (from_c) {

@@ -48,6 +48,7 @@ struct gemm_tile {
     int i, j, rows, cols;
     const float *ahead; // the tile that the next call loads first, or NULL
     ptrdiff_t ahead_ld;
+    const float *fetch; // k / 4 lines that later calls read
 };
 
 void TSR_FN(tsr_gemm_tile)(const struct gemm_tile *t);

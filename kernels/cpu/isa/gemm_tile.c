@@ -2,24 +2,39 @@
 // order, joined over virtual pieces by the tree while they are in registers and L1.
 #include "kernels/cpu/isa/gemm.h"
 
+#ifndef PFL
+#define PFL 2
+#endif
 #define TILE_FN static inline __attribute__((always_inline))
 
-// acc(i, :) += A(i, p) B(p, :) for p ascending. rows and nv are constants where it is inlined.
-TILE_FN void multiply(vec acc[MR][NV], const float *a, const float *b, int k, int rows, int nv) {
-#pragma GCC unroll 4
-    for (int p = 0; p < k; p++) {
-        vec bv[NV];
+// acc(i, :) += A(i, p) B(p, :). rows and nv are constants where it is inlined.
+TILE_FN void multiply_term(vec acc[MR][NV], const float *a, const float *b, int rows, int nv) {
+    vec bv[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < nv; v++)
+        bv[v] = vec_load(b + v * VW);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+        vec ai = vec_set1(a[i]);
 #pragma GCC unroll 2
         for (int v = 0; v < nv; v++)
-            bv[v] = vec_load(b + p * NR + v * VW);
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            vec ai = vec_set1(a[p * MR + i]);
-#pragma GCC unroll 2
-            for (int v = 0; v < nv; v++)
-                acc[i][v] = vec_fma(ai, bv[v], acc[i][v]);
-        }
+            acc[i][v] = vec_fma(ai, bv[v], acc[i][v]);
     }
+}
+
+// k terms, p ascending; fetches a line of `fetch` into L2 every 4 terms.
+TILE_FN void multiply(vec acc[MR][NV], const float *a, const float *b, int k, const float *fetch, int rows, int nv) {
+    int p = 0;
+    for (; p + 4 <= k; p += 4, a += 4 * MR, b += 4 * NR, fetch += 16) {
+#ifndef NOPF
+        __builtin_prefetch(fetch, 0, PFL);
+#endif
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+            multiply_term(acc, a + q * MR, b + q * NR, rows, nv);
+    }
+    for (; p < k; p++, a += MR, b += NR)
+        multiply_term(acc, a, b, rows, nv);
 }
 
 TILE_FN void set_zero(vec acc[MR][NV], int rows, int nv) {
@@ -108,7 +123,7 @@ TILE_FN void prefetch(const struct gemm_tile *t, int rows) {
 
 TILE_FN void tile_body(const struct gemm_tile *t, int rows, int nv) {
     const struct gemm_block *block = t->block;
-    const float *a = t->a, *b = t->b;
+    const float *a = t->a, *b = t->b, *fetch = t->fetch;
     float *node = t->state + TILE + (ptrdiff_t)block->n_nodes * TILE; // the next free one
     vec acc[MR][NV];
     prefetch(t, rows);
@@ -120,7 +135,8 @@ TILE_FN void tile_body(const struct gemm_tile *t, int rows, int nv) {
         load_tile(acc, t->state, rows, nv);
     for (int s = 0; s < block->n_steps; s++) {
         const struct gemm_step *step = &t->steps[s];
-        multiply(acc, a, b, step->k, rows, nv);
+        multiply(acc, a, b, step->k, fetch, rows, nv);
+        fetch += (ptrdiff_t)step->k * 4;
         a += (ptrdiff_t)step->k * MR;
         b += (ptrdiff_t)step->k * NR;
         for (int n = 0; n < step->adds; n++) {

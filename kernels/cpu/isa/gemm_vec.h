@@ -11,7 +11,12 @@
 #include <string.h>
 #include "kernels/cpu/isa.h"
 
+// As V16_FN of simd.h.
+#if (defined(TSR_ISA_AVX512) || defined(TSR_ISA_AVX2)) && !defined(__SANITIZE_ADDRESS__)
 #define VEC_FN static inline __attribute__((always_inline))
+#else
+#define VEC_FN static inline
+#endif
 
 #if defined(TSR_ISA_AVX512)
 #include "kernels/cpu/isa/gemm_vec_avx512.h"

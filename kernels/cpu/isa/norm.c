@@ -35,8 +35,8 @@ static void normalise(const struct norm_job *q, float *y, const float *x, float 
         int n = q->c - j;
         v16 xj = v16_load_tail(x + j, n, 0.0f), wj = v16_load_tail(q->w + j, n, 0.0f);
         v16 xhat = v16_mul(q->mean != NULL ? v16_sub(xj, m) : xj, r);
-        v16 yj = q->b != NULL ? v16_fma(xhat, wj, v16_load_tail(q->b + j, n, 0.0f))
-                              : v16_mul(xhat, wj);
+        v16 yj =
+            q->b != NULL ? v16_fma(xhat, wj, v16_load_tail(q->b + j, n, 0.0f)) : v16_mul(xhat, wj);
         v16_store_tail(y + j, n, yj);
     }
 }
@@ -57,8 +57,8 @@ static void norm_part(void *arg, int part, int thread) {
 }
 
 int TSR_FN(tsr_layernorm)(struct tsr_ctx *ctx, tsr_elem *y, float *mean, float *rstd,
-                          const tsr_elem *x, const tsr_elem *w, const tsr_elem *b, float eps,
-                          int n, int c) {
+                          const tsr_elem *x, const tsr_elem *w, const tsr_elem *b, float eps, int n,
+                          int c) {
     struct norm_job q = {tsr_split_of(ctx, n, c), y, mean, rstd, x, w, b, eps, c};
     tsr_pool_run(ctx->stream, q.split.n_parts, norm_part, &q);
     return 0;

@@ -13,10 +13,10 @@ enum { GROUP = 8 };
 
 struct bwd_job {
     struct tsr_split split;
-    float *dx;               // (N, C)
-    const float *dres;       // (N, C) or NULL
-    const float *dy, *x;     // (N, C)
-    const float *w;          // (C)
+    float *dx;                // (N, C)
+    const float *dres;        // (N, C) or NULL
+    const float *dy, *x;      // (N, C)
+    const float *w;           // (C)
     const float *mean, *rstd; // (N); mean NULL: RMSNorm
     int c;
 };
@@ -151,7 +151,6 @@ int TSR_FN(tsr_norm_bwd_params)(struct tsr_ctx *ctx, float *dw, float *db, const
 
 int TSR_FN(tsr_colsum)(struct tsr_ctx *ctx, float *acc, const tsr_elem *x, ptrdiff_t ldx,
                        const struct tsr_rows *rows, int n_rows, int c) {
-    struct params_job q = {
-        .dw = acc, .x = x, .rows = rows, .n_rows = n_rows, .ldx = ldx, .c = c};
+    struct params_job q = {.dw = acc, .x = x, .rows = rows, .n_rows = n_rows, .ldx = ldx, .c = c};
     return run_params(ctx, &q);
 }

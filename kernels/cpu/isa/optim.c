@@ -47,8 +47,7 @@ static void add_part(void *arg, int part, int thread) {
     }
 }
 
-int TSR_FN(tsr_add_f32)(struct tsr_ctx *ctx, float *out, const float *a, const float *b,
-                        size_t n) {
+int TSR_FN(tsr_add_f32)(struct tsr_ctx *ctx, float *out, const float *a, const float *b, size_t n) {
     struct add_job q = {tsr_split_elems(ctx, n, 1), out, a, b, (int64_t)n};
     tsr_pool_run(ctx->stream, q.split.n_parts, add_part, &q);
     return 0;
@@ -117,8 +116,7 @@ static void adamw_span(const struct tsr_adamw *p, float *w, float *m, float *v, 
         v16 gi = v16_mul(v16_load_tail(g + i, left, 0.0f), scale);
         v16 wi = v16_load_tail(w + i, left, 0.0f);
         v16 mi = v16_fma(beta1, v16_load_tail(m + i, left, 0.0f), v16_mul(rest1, gi));
-        v16 vi = v16_fma(beta2, v16_load_tail(v + i, left, 0.0f),
-                         v16_mul(rest2, v16_mul(gi, gi)));
+        v16 vi = v16_fma(beta2, v16_load_tail(v + i, left, 0.0f), v16_mul(rest2, v16_mul(gi, gi)));
         v16 update = v16_div(mi, v16_fma(v16_sqrt(vi), unbias, eps));
         wi = v16_fnma(step, update, v16_fnma(decay, wi, wi));
         v16_store_tail(m + i, left, mi);
@@ -134,8 +132,8 @@ static void adamw_part(void *arg, int part, int thread) {
     for (int64_t at = r.lo; at < r.hi;) {
         int64_t row = at / q->cols, col = at % q->cols;
         int64_t n = q->cols - col < r.hi - at ? q->cols - col : r.hi - at;
-        adamw_span(q->p, q->w + row * q->ldw + col, q->m + at, q->v + at,
-                   q->g + row * q->ldg + col, n);
+        adamw_span(q->p, q->w + row * q->ldw + col, q->m + at, q->v + at, q->g + row * q->ldg + col,
+                   n);
         at += n;
     }
 }

@@ -25,14 +25,13 @@ V16_FN void v16_philox(struct tsr_rng_key key, v16i c[4]) {
 // Lane 4g + j is g + 4j: with counters base + this, four outputs go through v16i_quad (or, made
 // into floats, v16_quad) and are then 64 consecutive draws in memory order.
 V16_FN v16i v16_quad_order(void) {
-    static const uint32_t order[16] = {0, 4, 8,  12, 1, 5, 9,  13,
-                                       2, 6, 10, 14, 3, 7, 11, 15};
+    static const uint32_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     return v16i_loadu(order);
 }
 
 // Draws 4 base .. 4 base + 63 of the stream whose counters are {draw / 4, c1, c2, c3}.
-V16_FN void v16_draws(struct tsr_rng_key key, uint32_t base, uint32_t c1, uint32_t c2,
-                      uint32_t c3, v16i out[4]) {
+V16_FN void v16_draws(struct tsr_rng_key key, uint32_t base, uint32_t c1, uint32_t c2, uint32_t c3,
+                      v16i out[4]) {
     out[0] = v16i_add(v16i_set1(base), v16_quad_order());
     out[1] = v16i_set1(c1);
     out[2] = v16i_set1(c2);

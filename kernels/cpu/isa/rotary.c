@@ -7,7 +7,7 @@
 
 struct rotary_job {
     struct tsr_split split;
-    float *x;             // (N, heads, D), rows ld apart
+    float *x; // (N, heads, D), rows ld apart
     ptrdiff_t ld;
     const int32_t *pos;   // (N)
     const float *cos_sin; // (max_positions, D/2, 2)

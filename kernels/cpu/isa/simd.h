@@ -17,7 +17,13 @@
 #include <string.h>
 #include "kernels/cpu/isa.h"
 
+// The portable vector is 16 scalars: forced inlining of those, and of a sanitizer's checks, would
+// take minutes to compile.
+#if (defined(TSR_ISA_AVX512) || defined(TSR_ISA_AVX2)) && !defined(__SANITIZE_ADDRESS__)
 #define V16_FN static inline __attribute__((always_inline))
+#else
+#define V16_FN static inline
+#endif
 
 #if defined(TSR_ISA_AVX512)
 #include "kernels/cpu/isa/simd_avx512.h"

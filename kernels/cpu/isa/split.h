@@ -9,8 +9,8 @@
 #include "kernels/cpu/isa.h"
 
 enum {
-    TSR_GRAIN = 16384,      // elements that are worth waking a thread for
-    TSR_RUN = 64,           // elements of one item of an elementwise operation
+    TSR_GRAIN = 16384,       // elements that are worth waking a thread for
+    TSR_RUN = 64,            // elements of one item of an elementwise operation
     TSR_PARTS_PER_THREAD = 4 // so that a late thread holds up little
 };
 
@@ -20,8 +20,7 @@ struct tsr_split {
 };
 
 // A split of n items that cost about `n_elems` elements of work each.
-static inline struct tsr_split tsr_split_of(const struct tsr_ctx *ctx, int64_t n,
-                                            int64_t n_elems) {
+static inline struct tsr_split tsr_split_of(const struct tsr_ctx *ctx, int64_t n, int64_t n_elems) {
     TSR_ASSERT(ctx->dtype == TSR_DT_F32 && n >= 0);
     int threads = tsr_pool_threads(ctx->stream);
     int64_t per = TSR_GRAIN / (n_elems > 0 ? n_elems : 1) + 1;

@@ -21,8 +21,8 @@ struct xent_job {
     float *sums;             // (2, N): sums, then target logits
     float *loss;             // (N)
     const float *sum_target; // what `sums` became when all ranks were joined
-    const int32_t *targets; // (N), negative: masked
-    const int *bounds;      // (n_pieces + 1)
+    const int32_t *targets;  // (N), negative: masked
+    const int *bounds;       // (n_pieces + 1)
     int n_pieces;
     float scale;
     bool grad;
@@ -134,9 +134,9 @@ int TSR_FN(tsr_xent_max)(struct tsr_ctx *ctx, float *max, const tsr_elem *logits
     return 0;
 }
 
-int TSR_FN(tsr_xent_exp)(struct tsr_ctx *ctx, tsr_elem *logits, float *sum_target,
-                         const float *max, const int32_t *targets, const int *bounds,
-                         int n_pieces, int row0, int n, int v) {
+int TSR_FN(tsr_xent_exp)(struct tsr_ctx *ctx, tsr_elem *logits, float *sum_target, const float *max,
+                         const int32_t *targets, const int *bounds, int n_pieces, int row0, int n,
+                         int v) {
     struct xent_job q = {.split = tsr_split_of(ctx, n, (int64_t)v * 2),
                          .logits = logits,
                          .sums = sum_target,

@@ -1,0 +1,166 @@
+"""Command lines: help, unknown commands and options, values, output that can't be written."""
+import os
+import signal
+import subprocess
+import unittest
+
+import cli
+
+COMMANDS = {
+    ("train",): (),
+    ("generate",): ("--prompt", "--ids", "--max-tokens", "--temperature", "--top-k", "--top-p",
+                    "--min-p", "--seed", "--ignore-eos", "--tp", "--pp", "--threads", "--dtype"),
+    ("eval",): ("--data", "--seq-len", "--tp", "--pp", "--threads", "--dtype", "--json"),
+    ("tokenizer", "train"): ("--output", "--vocab-size", "--pattern"),
+    ("tokenizer", "encode"): ("--plain", "--add-special", "--json"),
+    ("tokenizer", "decode"): ("--skip-special",),
+    ("data", "build"): ("--tokenizer", "--output", "--append-eos", "--json"),
+    ("data", "info"): ("--json",),
+    ("bench", "train"): ("--steps", "--json"),
+}
+FIELDS = """run.name run.dir run.seed model.from model.preset model.config model.tokenizer data.train
+data.valid data.seq_len data.shuffle data.packing train.steps train.global_batch train.micro_batch
+train.lr train.schedule train.warmup train.decay train.min_lr train.beta1 train.beta2 train.eps
+train.weight_decay train.clip train.precision train.recompute train.eval_every
+train.dropout.embedding train.dropout.attention train.dropout.residual train.dropout.ffn parallel.tp
+parallel.pp parallel.dp parallel.schedule parallel.chunks parallel.sequence parallel.exact
+parallel.virtual_shards parallel.virtual_replicas checkpoint.every checkpoint.keep
+checkpoint.resume device.backend device.threads""".split()
+
+
+class Help(cli.Case):
+    def test_program(self):
+        text = self.good("--help").out.decode()
+        for command in COMMANDS:
+            self.assertIn(f"  {command[0]} ", text)
+        for code in (0, 2, 3, 4, 5, 70):
+            self.assertRegex(text, rf"(?m)^  {code} ")
+        self.assertRegex(self.good("--version").out.decode(), r"\Atessera \d+\.\d+\.\d+\S*\n\Z")
+
+    def test_commands(self):
+        for command, options in COMMANDS.items():
+            for flag in ("--help", "-h"):
+                text = self.good(*command, flag).out.decode()
+                self.assertIn(f"usage: tessera {' '.join(command)} ", text)
+                for option in options:
+                    self.assertRegex(text, rf"(?m)^ .*{option}\b.* \S+", (command, option))
+        for group in ("tokenizer", "data", "bench"):
+            self.assertIn(f"usage: tessera {group} ", self.good(group, "--help").out.decode())
+
+    def test_train_documents_every_field(self):
+        text = self.good("train", "--help").out.decode()
+        for field in FIELDS:
+            self.assertRegex(text, rf"(?m)^  {field} +\S+.*\n +\S+", field)
+
+    def test_one_rank_speaks(self):
+        text = self.good("train", "--help", ranks=2).out.decode()
+        self.assertEqual(text.count("usage: tessera train "), 1)
+
+
+class Mistakes(cli.Case):
+    def test_commands(self):
+        self.bad(2, "a command is missing")
+        self.bad(2, ["unknown command \"trian\"", "nearest is \"train\""], "trian")
+        self.bad(2, "unknown command \"xyzzy\"", "xyzzy")
+        self.bad(2, "expected train, encode or decode", "tokenizer")
+        self.bad(2, ["found \"encod\"", "nearest is \"encode\""], "tokenizer", "encod")
+        self.bad(2, "expected build or info", "data")
+        self.bad(2, ["unknown command \"buidl\"", "nearest is \"build\""], "data", "buidl")
+        self.bad(2, "tessera bench train", "bench")
+        self.bad(2, ["tessera bench train", "\"trian\""], "bench", "trian")
+
+    def test_options(self):
+        self.bad(2, ["unknown option --promt", "nearest is --prompt"], "generate", "m", "--promt")
+        self.bad(2, "unknown option -z", "generate", "m", "-z")
+        self.bad(2, "unknown option --bogus", "train", "run.yaml", "--bogus")
+        self.bad(2, "--prompt needs TEXT", "generate", "m", "-p")
+        self.bad(2, "--ignore-eos takes no value", "generate", "m", "--ignore-eos=1")
+        self.bad(2, "unexpected argument \"b\"", "eval", "a", "b")
+        for command in COMMANDS:
+            self.bad(2, "unknown option --no-such-thing", *command, "--no-such-thing")
+            self.bad(2, "missing", *command)
+
+    def test_numbers(self):
+        for option, value in (("max-tokens", "x"), ("max-tokens", "1.5"), ("max-tokens", ""),
+                              ("max-tokens", "99999999999999999999"), ("temperature", "warm"),
+                              ("top-p", "0.5x")):
+            self.bad(2, [f"--{option} takes a", f"\"{value}\""], "generate", "m", "-p", "x",
+                     f"--{option}={value}")
+        for option, value in (("max-tokens", "0"), ("max-tokens", "-1"), ("temperature", "-0.1"),
+                              ("temperature", "nan"), ("temperature", "inf"), ("top-p", "1.01"),
+                              ("top-k", "-1"), ("min-p", "2"), ("tp", "0"), ("pp", "-3"),
+                              ("threads", "-1"), ("seed", "-1")):
+            self.bad(2, [f"--{option} must be between", value], "generate", "m", "-p", "x",
+                     f"--{option}={value}")
+        self.bad(2, "--seq-len must be between", "eval", "m", "--data", "d", "--seq-len", "0")
+        self.bad(2, "--steps must be between", "bench", "train", "r.yaml", "--steps", "0")
+        self.bad(2, "--vocab-size must be between", "tokenizer", "train", "-o", "t",
+                 "--vocab-size", "256", "f")
+
+    def test_one_rank_speaks(self):
+        self.bad(2, "unknown option --bogus", "train", "run.yaml", "--bogus", ranks=2)
+        self.bad(2, "unknown command \"trian\"", "trian", ranks=2)
+        self.bad(2, "either --prompt or --ids", "generate", "m", ranks=2)
+        self.bad(2, ["TESSERA_TIMEOUT", "'soon'"], "generate", "m", "-p", "x", ranks=2,
+                 env={"TESSERA_TIMEOUT": "soon"})
+
+
+class Output(cli.Case):
+    """Standard output on a full disk is a failure; one that nobody reads any more ends the run."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        made = cls("runTest")
+        text = made.text()
+        made.good("tokenizer", "train", "-o", "tok", "--vocab-size", cli.VOCAB, text)
+        made.tokens("tokens")
+        made.run_file(model={"tokenizer": "tok"})
+        made.good("train", "run.yaml", "train.steps=1")
+
+    def runTest(self):
+        pass
+
+    def full(self, *args, **options):
+        with open("/dev/full", "wb") as full:
+            self.bad(3, "standard output", *args, stdout=full, **options)
+
+    def test_full(self):
+        model = "run/checkpoints/step-00000001"
+        self.full("generate", model, "-p", "In the", "-n", 4)
+        self.full("generate", model, "--ids", "1,2", "-n", 4)
+        self.full("eval", model, "--data", "tokens", "--seq-len", 16)
+        self.full("tokenizer", "encode", "tok", "text.txt")
+        self.full("tokenizer", "decode", "tok", stdin=b"1 2 3\n")
+        self.full("data", "info", "tokens")
+        self.full("bench", "train", "run.yaml", "--steps", 1)
+        self.full("bench", "train", "run.yaml", "--steps", 1, "--json")
+        self.full("--help")
+        self.full("--version")
+        self.full("train", "--help")
+        self.full("generate", "--help")
+
+    def test_pipe_without_reader(self):
+        for args in (("tokenizer", "encode", "tok", "text.txt"),
+                     ("generate", "run/checkpoints/step-00000001", "-p", "In", "-n", "40",
+                      "--ignore-eos")):
+            read_end, write_end = os.pipe()
+            os.close(read_end)
+            with os.fdopen(write_end, "wb") as w:
+                result = self.run_tessera(*args, stdout=w)
+            # Ended by the signal, as is the custom of filters, or told as a failed write.
+            self.assertIn(result.code, (-signal.SIGPIPE, cli.RESOURCE), result)
+
+    def test_nobody_reads_the_log(self):
+        """A training run outlives the terminal that showed its progress."""
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        with os.fdopen(write_end, "wb") as w:
+            code = subprocess.call([cli.TESSERA, "train", self.path("run.yaml"), "train.steps=2",
+                                    "run.dir=" + self.path("quiet")], stderr=w, timeout=60)
+        self.assertEqual(code, 0)
+        self.assertTrue(os.path.exists(self.path("quiet/checkpoints/step-00000002")))
+
+
+if __name__ == "__main__":
+    cli.main()
