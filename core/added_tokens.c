@@ -6,8 +6,9 @@
 
 // Rust's \w, by which Hugging Face tells whether a single_word token stands alone: letters, marks,
 // decimal digits, connectors and the two joiners.
-#define WORD "[\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}"             \
-             "\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}\\x{200C}\\x{200D}]"
+#define WORD                                                                                       \
+    "[\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}"                   \
+    "\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}\\x{200C}\\x{200D}]"
 
 static void free_token(struct tsr_added *t) {
     free(t->text);
@@ -167,7 +168,8 @@ int tsr_added_split(struct tsr_added_set *s, const struct tsr_trie *trie, const 
             if (touched)
                 continue;
         }
-        // `done` may be beyond i: the token before took the spaces that this one consists of.
+        // `done` may be beyond i: the token before took the spaces that this one consists of. When
+        // this one gives way to it (lstrip) nothing is left, and it doesn't count.
         size_t start = i, end = i + len;
         if (t->lstrip) {
             start = spaces_before(text, i);
@@ -175,6 +177,8 @@ int tsr_added_split(struct tsr_added_set *s, const struct tsr_trie *trie, const 
         }
         if (t->rstrip)
             end = spaces_behind(text, n_bytes, end);
+        if (start >= end)
+            continue;
         if (done < start)
             TSR_TRY(fn(arg, NULL, text + done, start - done));
         TSR_TRY(fn(arg, t, NULL, 0));

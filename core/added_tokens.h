@@ -9,11 +9,11 @@
 #include "core/regex.h"
 
 struct tsr_added {
-    char *text;      // as in the file
-    char *match;     // what is looked for: `text`, or its normal form when `normalized`
-    size_t n_match;  // bytes of `match`
+    char *text;     // as in the file
+    char *match;    // what is looked for: `text`, or its normal form when `normalized`
+    size_t n_match; // bytes of `match`
     int32_t id;
-    bool single_word; // only where no word character touches it
+    bool single_word;    // only where no word character touches it
     bool lstrip, rstrip; // takes the spaces before, behind it, too
     bool normalized;     // looked for in normalized text
     bool special;

@@ -77,8 +77,9 @@ static int64_t spell(struct tsr_bpe *b, const char *word, size_t n_bytes) {
         if (unknown && !b->has_unk)
             continue;
         if (unknown && b->unk_id < 0)
-            return tsr_fail(TSR_EDATA, "the tokenizer has no token for the byte 0x%02x and its "
-                                       "unk_token is not in its vocabulary",
+            return tsr_fail(TSR_EDATA,
+                            "the tokenizer has no token for the byte 0x%02x and its "
+                            "unk_token is not in its vocabulary",
                             (unsigned)(unsigned char)word[i]);
         if (unknown && in_unk && b->fuse_unk)
             continue;
@@ -122,8 +123,9 @@ static int merge_all(struct tsr_bpe *b, size_t n) {
 
 static int encode_fresh(struct tsr_bpe *b, const char *word, size_t n_bytes, struct tsr_ids *out) {
     if (n_bytes >= INT32_MAX)
-        return tsr_fail(TSR_EDATA, "a word of %zu bytes: the tokenizer's pattern does not cut this "
-                                   "text",
+        return tsr_fail(TSR_EDATA,
+                        "a word of %zu bytes: the tokenizer's pattern does not cut this "
+                        "text",
                         n_bytes);
     if (n_bytes > b->symbol_cap) {
         struct tsr_bpe_symbol *symbol = realloc(b->symbol, n_bytes * sizeof *symbol);

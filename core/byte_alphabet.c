@@ -14,8 +14,8 @@ uint32_t tsr_byte_to_char(uint8_t byte) {
 
 int tsr_char_to_byte(uint32_t c) {
     if (c >= 0x100)
-        return c < 0x100 + 33   ? (int)(c - 0x100)
-               : c < 0x100 + 67 ? (int)(c - 0x100 - 33 + 0x7F)
+        return c < 0x100 + 33    ? (int)(c - 0x100)
+               : c < 0x100 + 67  ? (int)(c - 0x100 - 33 + 0x7F)
                : c == 0x100 + 67 ? 0xAD
                                  : -1;
     return tsr_byte_to_char((uint8_t)c) == c ? (int)c : -1;

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include "core/io.h"
 
-uint32_t tsr_byte_to_char(uint8_t byte);  // the character's code point
+uint32_t tsr_byte_to_char(uint8_t byte);   // the character's code point
 int tsr_char_to_byte(uint32_t code_point); // the byte, or -1
 
 // Appends the spelling of bytes in the alphabet. 0 or TSR_ENOMEM.

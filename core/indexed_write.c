@@ -177,8 +177,12 @@ static int finish(struct tsr_indexed_writer *w) {
     if (rename(w->bin_tmp, w->bin) < 0)
         return tsr_fail_errno(errno, "cannot rename to", w->bin);
     w->bin_tmp[0] = 0;
-    if (rename(w->idx_tmp, w->idx) < 0)
-        return tsr_fail_errno(errno, "cannot rename to", w->idx);
+    if (rename(w->idx_tmp, w->idx) < 0) {
+        int err = errno;
+        if (!tsr_path_exists(w->idx))
+            unlink(w->bin); // half a pair is of no use
+        return tsr_fail_errno(err, "cannot rename to", w->idx);
+    }
     w->idx_tmp[0] = 0;
     char dir[TSR_PATH_MAX];
     TSR_TRY(tsr_path_dir(dir, w->idx));

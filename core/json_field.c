@@ -42,8 +42,8 @@ int tsr_field_pattern(const json_t *obj, const char *key, const char *where, con
     const char *plain = json_string_value(json_object_get(pattern, "String"));
     const char *regex = json_string_value(json_object_get(pattern, "Regex"));
     if (!plain == !regex)
-        return tsr_fail(TSR_EMODEL, "%s: expected {\"String\": …} or {\"Regex\": …} as \"%s\"", where,
-                        key);
+        return tsr_fail(TSR_EMODEL, "%s: expected {\"String\": …} or {\"Regex\": …} as \"%s\"",
+                        where, key);
     *literal = plain != NULL;
     *text = plain ? plain : regex;
     return 0;

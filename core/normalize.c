@@ -65,8 +65,7 @@ static int parse_one(struct tsr_normalizer *n, const json_t *json, const char *w
         size_t i;
         if (!json_is_array(list) || depth == MAX_STEPS)
             return tsr_fail(TSR_EMODEL, "%s: expected a list as \"normalizers\"", where);
-        json_array_foreach(list, i, item)
-            TSR_TRY(parse_one(n, item, where, depth + 1));
+        json_array_foreach(list, i, item) TSR_TRY(parse_one(n, item, where, depth + 1));
         return 0;
     }
     if (n->n == MAX_STEPS)
@@ -110,8 +109,8 @@ static int unicode_form(const struct step *st, const struct tsr_buf *in, struct 
     if (ascii == in->len) // ASCII is in every normal form
         return tsr_buf_append(out, in->data, in->len);
     utf8proc_uint8_t *text = NULL;
-    utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)in->data,
-                                      (utf8proc_ssize_t)in->len, &text, st->form);
+    utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)in->data, (utf8proc_ssize_t)in->len,
+                                      &text, st->form);
     if (n == UTF8PROC_ERROR_NOMEM || n == UTF8PROC_ERROR_OVERFLOW)
         return tsr_fail(TSR_ENOMEM, "no memory to normalize %zu bytes", in->len);
     TSR_ASSERT(n >= 0); // the text is valid UTF-8

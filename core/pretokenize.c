@@ -17,9 +17,9 @@
 // Their "Punctuation" is ASCII's and that of Unicode 8: what came later is taken out, and two
 // characters that were punctuation then are put in.
 #define PUNCTUATION_PATTERN                                                                        \
-    "(?![\\x{61D}\\x{9FD}-\\x{A76}\\x{C77}-\\x{C84}\\x{1B4E}-\\x{1B4F}\\x{1B7D}-\\x{1B7F}"             \
-    "\\x{2E43}-\\x{2E5D}\\x{10D6E}-\\x{10F89}\\x{113D4}-\\x{1145D}\\x{11660}-\\x{116B9}"               \
-    "\\x{1183B}-\\x{11FFF}\\x{12FF1}-\\x{12FF2}\\x{16D6D}-\\x{16FE2}\\x{1E5FF}-\\x{1E95F}])"           \
+    "(?![\\x{61D}\\x{9FD}-\\x{A76}\\x{C77}-\\x{C84}\\x{1B4E}-\\x{1B4F}\\x{1B7D}-\\x{1B7F}"         \
+    "\\x{2E43}-\\x{2E5D}\\x{10D6E}-\\x{10F89}\\x{113D4}-\\x{1145D}\\x{11660}-\\x{116B9}"           \
+    "\\x{1183B}-\\x{11FFF}\\x{12FF1}-\\x{12FF2}\\x{16D6D}-\\x{16FE2}\\x{1E5FF}-\\x{1E95F}])"       \
     "[!-/:-@\\[-`{-~\\p{P}\\x{166D}\\x{111C9}]"
 
 enum { MAX_STAGES = 16 };
@@ -92,10 +92,11 @@ static int parse_digits(struct stage *st, const json_t *json, const char *where)
 static int parse_punctuation(struct stage *st, const json_t *json, const char *where) {
     const json_t *behavior = json_object_get(json, "behavior");
     st->behavior = ISOLATED;
-    if (behavior && (!json_is_string(behavior) ||
-                     strcmp(json_string_value(behavior), BEHAVIOR[ISOLATED]) != 0))
-        return tsr_fail(TSR_EMODEL, "%s: a Punctuation's behavior other than \"Isolated\" is not "
-                                    "supported",
+    if (behavior &&
+        (!json_is_string(behavior) || strcmp(json_string_value(behavior), BEHAVIOR[ISOLATED]) != 0))
+        return tsr_fail(TSR_EMODEL,
+                        "%s: a Punctuation's behavior other than \"Isolated\" is not "
+                        "supported",
                         where);
     return tsr_regex_compile(&st->regex, PUNCTUATION_PATTERN, false, where);
 }
@@ -107,8 +108,7 @@ static int parse_one(struct tsr_pretok *p, const json_t *json, const char *where
         size_t i;
         if (!json_is_array(list) || depth == MAX_STAGES)
             return tsr_fail(TSR_EMODEL, "%s: expected a list as \"pretokenizers\"", where);
-        json_array_foreach(list, i, item)
-            TSR_TRY(parse_one(p, item, where, depth + 1));
+        json_array_foreach(list, i, item) TSR_TRY(parse_one(p, item, where, depth + 1));
         return 0;
     }
     if (p->n == MAX_STAGES)

@@ -104,8 +104,9 @@ int tsr_regex_next(struct tsr_regex *re, const char *s, size_t n_bytes, struct t
         if (rc == PCRE2_ERROR_NOMEMORY || rc == PCRE2_ERROR_HEAPLIMIT)
             return tsr_fail(TSR_ENOMEM, "no memory for matching the split pattern");
         if (rc < 0)
-            return tsr_fail(TSR_EDATA, "the split pattern gives up at byte %zu of a piece of %zu "
-                                       "bytes (PCRE2 error %d)",
+            return tsr_fail(TSR_EDATA,
+                            "the split pattern gives up at byte %zu of a piece of %zu "
+                            "bytes (PCRE2 error %d)",
                             from, n_bytes, rc);
         const PCRE2_SIZE *o = pcre2_get_ovector_pointer(re->match);
         if (o[0] == o[1] && scan->matched && o[1] == scan->at) {

@@ -15,7 +15,7 @@
 #include <strings.h>
 
 #define SPACES                                                                                     \
-    "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"     \
+    "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"   \
     "\\x{3000}"
 
 enum { MAX_DEPTH = 100 };
@@ -44,8 +44,8 @@ static int emit_newer(struct tr *t, const char *kind) {
     for (size_t i = 0; i < tsr_n_newer_chars; i++) {
         const struct tsr_newer_chars *c = &tsr_newer_chars[i];
         if (strncmp(c->kind, kind, len) == 0 && (len < 3) == (c->kind[2] == 0))
-            TSR_TRY(tsr_buf_printf(t->out, "\\x{%X}-\\x{%X}", (unsigned)c->first,
-                                   (unsigned)c->last));
+            TSR_TRY(
+                tsr_buf_printf(t->out, "\\x{%X}-\\x{%X}", (unsigned)c->first, (unsigned)c->last));
     }
     return 0;
 }
@@ -209,7 +209,7 @@ static int char_class(struct tr *t) {
 }
 
 static int open_group(struct tr *t) {
-    static const char *const known[] = {"(?:",  "(?=",  "(?!",   "(?>",
+    static const char *const known[] = {"(?:",  "(?=",  "(?!",  "(?>",
                                         "(?<=", "(?<!", "(?i:", "(?-i:"};
     size_t len = 1;
     if (t->p[1] == '?' || t->p[1] == '*') {

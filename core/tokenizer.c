@@ -110,7 +110,8 @@ int tsr_tokenizer_encode(struct tsr_tokenizer *t, const char *text, size_t n_byt
                          struct tsr_ids *out) {
     size_t valid = tsr_utf8_valid_prefix(text, n_bytes), n_before = out->n;
     if (valid != n_bytes)
-        return tsr_fail(TSR_EDATA, "expected UTF-8 text, found an invalid byte 0x%02x at offset %zu",
+        return tsr_fail(TSR_EDATA,
+                        "expected UTF-8 text, found an invalid byte 0x%02x at offset %zu",
                         (unsigned)(unsigned char)text[valid], valid);
     struct encoding e = {.t = t, .plain = (flags & TSR_ENCODE_PLAIN) != 0, .out = out};
     bool add_special = (flags & TSR_ENCODE_ADD_SPECIAL) != 0;
@@ -145,9 +146,9 @@ int tsr_tokenizer_decode(const struct tsr_tokenizer *t, const int32_t *ids, size
 }
 
 int tsr_tokenizer_copy(const char *from_dir, const char *to_dir) {
-    static const char *const files[] = {"tokenizer.json", "tokenizer_config.json",
-                                        "special_tokens_map.json", "vocab.json", "merges.txt",
-                                        "chat_template.jinja"};
+    static const char *const files[] = {
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+        "merges.txt",     "chat_template.jinja"};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
         char from[TSR_PATH_MAX], to[TSR_PATH_MAX], *text;
         size_t n_bytes;

@@ -5,7 +5,8 @@
 
 #include <string.h>
 
-static int read_token(struct tsr_added *a, const json_t *item, const char *where, int32_t *file_id) {
+static int read_token(struct tsr_added *a, const json_t *item, const char *where,
+                      int32_t *file_id) {
     const char *text;
     json_int_t id;
     TSR_TRY(tsr_field_string(item, "content", where, &text));
@@ -22,8 +23,8 @@ static int read_token(struct tsr_added *a, const json_t *item, const char *where
 
 static int normal_form(const struct tsr_tokenizer *t, struct tsr_added *a) {
     struct tsr_buf form = {0};
-    TSR_TRY(tsr_normalizer_run(a->normalized ? t->normalizer : NULL, a->text, strlen(a->text),
-                               &form));
+    TSR_TRY(
+        tsr_normalizer_run(a->normalized ? t->normalizer : NULL, a->text, strlen(a->text), &form));
     a->match = form.data;
     a->n_match = form.len;
     return 0;

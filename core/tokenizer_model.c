@@ -41,8 +41,8 @@ static int add_merge(struct tsr_tokenizer *t, const char *left, size_t n_left, c
     tsr_buf_free(&joined);
     TSR_TRY(rc);
     if (a < 0 || b < 0 || id < 0)
-        return tsr_fail(TSR_EMODEL, "%s: merge %u (\"%.*s\" and \"%.*s\"): %s is not a token", where,
-                        rank, tsr_utf8_clip(left, n_left < 80 ? n_left : 80), left,
+        return tsr_fail(TSR_EMODEL, "%s: merge %u (\"%.*s\" and \"%.*s\"): %s is not a token",
+                        where, rank, tsr_utf8_clip(left, n_left < 80 ? n_left : 80), left,
                         tsr_utf8_clip(right, n_right < 80 ? n_right : 80), right,
                         a < 0   ? "the first half"
                         : b < 0 ? "the second half"

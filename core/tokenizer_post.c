@@ -25,8 +25,7 @@ static int push_special(struct tsr_tokenizer *t, struct tsr_ids *ids, const json
     if (!json_is_array(list))
         return tsr_fail(TSR_EMODEL, "%s: \"special_tokens\" lacks \"%.*s\"", where,
                         tsr_utf8_clip(name, 80), name);
-    json_array_foreach(list, i, v)
-        TSR_TRY(push_id(t, ids, v, where));
+    json_array_foreach(list, i, v) TSR_TRY(push_id(t, ids, v, where));
     return 0;
 }
 
@@ -44,7 +43,8 @@ static int read_template(struct tsr_tokenizer *t, const json_t *post, const char
             continue;
         }
         if (!sequence || strcmp(sequence, "A") != 0 || seen)
-            return tsr_fail(TSR_EMODEL, "%s: a template that doesn't have its text just once", where);
+            return tsr_fail(TSR_EMODEL, "%s: a template that doesn't have its text just once",
+                            where);
         seen = true;
     }
     if (!seen)
@@ -61,8 +61,7 @@ static int read_one(struct tsr_tokenizer *t, const json_t *post, const char *whe
         size_t i;
         if (!json_is_array(list) || depth == 8)
             return tsr_fail(TSR_EMODEL, "%s: expected a list as \"processors\"", where);
-        json_array_foreach(list, i, item)
-            TSR_TRY(read_one(t, item, where, depth + 1));
+        json_array_foreach(list, i, item) TSR_TRY(read_one(t, item, where, depth + 1));
         return 0;
     }
     if (t->prefix.n + t->suffix.n > 0)

@@ -28,22 +28,19 @@ int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, i
     b->targets = take(n, sizeof *b->targets, &rc);
     b->pos = take(n, sizeof *b->pos, &rc);
     b->pos_local = take(n, sizeof *b->pos_local, &rc);
-    b->ids_local = take(n, sizeof *b->ids_local, &rc);
     b->segs = take(n, sizeof *b->segs, &rc);
     b->max_segs = b->n;
     b->local_segs = take(s, sizeof *b->local_segs, &rc);
     b->whole_segs = take(s, sizeof *b->whole_segs, &rc);
     b->replica_rows = take(s, sizeof *b->replica_rows, &rc);
     b->piece_rows = take(s, sizeof *b->piece_rows, &rc);
-    b->local_piece_rows = take(s, sizeof *b->local_piece_rows, &rc);
     b->token_rows = take(s * (size_t)net->mesh.V, sizeof *b->token_rows, &rc);
     return rc;
 }
 
 void tsr_batch_close(struct tsr_batch *b) {
-    void *all[] = {b->ids,          b->targets,    b->pos,        b->pos_local,
-                   b->ids_local,    b->segs,       b->local_segs, b->whole_segs,
-                   b->replica_rows, b->piece_rows, b->token_rows, b->local_piece_rows};
+    void *all[] = {b->ids,        b->targets,    b->pos,          b->pos_local,  b->segs,
+                   b->local_segs, b->whole_segs, b->replica_rows, b->piece_rows, b->token_rows};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     memset(b, 0, sizeof *b);
@@ -103,12 +100,10 @@ void tsr_batch_map(struct tsr_batch *b, const struct tsr_net *net, int index,
             (struct tsr_segment){.start = s * T, .length = T, .position = 0, .sequence = sequence};
         b->replica_rows[b->n_replica_rows++] = (struct tsr_rows){s * T, T, replica};
         int piece = replica - b->first_piece;
-        b->piece_rows[b->n_piece_rows] = (struct tsr_rows){s * T, T, piece};
-        b->local_piece_rows[b->n_piece_rows++] = (struct tsr_rows){s * held, held, piece};
+        b->piece_rows[b->n_piece_rows++] = (struct tsr_rows){s * T, T, piece};
         map_tokens(b, net, s, replica);
         for (int t = 0; t < held; t++) {
             b->pos_local[s * held + t] = b->pos[s * T + b->tok_lo + t];
-            b->ids_local[s * held + t] = b->ids[s * T + b->tok_lo + t];
         }
     }
     b->n_local_segs = b->n_seqs;

@@ -20,7 +20,6 @@ struct tsr_batch {
     int32_t *targets;   // (N) or NULL; negative: masked
     int32_t *pos;       // (N) position in the sequence or document
     int32_t *pos_local; // (Nl)
-    int32_t *ids_local; // scratch of the embedding: not owned rows are another rank's
 
     struct tsr_segment *segs; // attention: sequences, or documents when packing is isolated
     int n_segs, max_segs;
@@ -32,9 +31,8 @@ struct tsr_batch {
     int n_replica_rows;
     struct tsr_rows *token_rows; // held rows -> replica * chains + token piece
     int n_token_rows;
-    struct tsr_rows *piece_rows;       // whole rows -> piece of this micro-batch
-    struct tsr_rows *local_piece_rows; // held rows -> piece of this micro-batch
-    int n_piece_rows;                  // of either
+    struct tsr_rows *piece_rows; // whole rows -> piece of this micro-batch
+    int n_piece_rows;
 };
 
 // Shapes the batch for `n_seqs` sequences of `seq_len` tokens; allocates. TSR_ENOMEM.

@@ -40,13 +40,15 @@ int tsr_embed_backward(struct tsr_net *net, const struct tsr_batch *b, struct ts
     float *g;
     if (drop.p != 0.0f)
         TSR_TRY(ops->dropout_bwd(net->ctx, dx, dx, &drop, b->local_segs, b->n_local_segs, c, c, 0));
-    if (net->pos_embed && net->pos_embed->sum == TSR_GRAD_TABLE) {
-        TSR_TRY(table_grad(net, b, net->pos_embed, &g));
-        TSR_TRY(ops->embedding_bwd(net->ctx, g, b->pos_local, dx, b->local_piece_rows,
-                                   b->n_piece_rows, b->n_pieces, 0, (int)net->pos_embed->rows, c));
-    }
     const tsr_elem *whole;
     TSR_TRY(tsr_tp_rows(net, b, dx, w->whole1, w->staged, &whole));
+    if (net->pos_embed && net->pos_embed->sum == TSR_GRAD_TABLE) {
+        // From whole rows on every rank: documents of one sequence repeat positions, so a chain
+        // may run over tokens of several ranks.
+        TSR_TRY(table_grad(net, b, net->pos_embed, &g));
+        TSR_TRY(ops->embedding_bwd(net->ctx, g, b->pos, whole, b->piece_rows, b->n_piece_rows,
+                                   b->n_pieces, 0, (int)net->pos_embed->rows, c));
+    }
     TSR_TRY(table_grad(net, b, net->tok_embed, &g));
     return ops->embedding_bwd(net->ctx, g, b->ids, whole, b->piece_rows, b->n_piece_rows,
                               b->n_pieces, (int)net->vocab.lo, (int)tsr_range_len(net->vocab), c);

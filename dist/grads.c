@@ -106,15 +106,6 @@ static int join_replicas(struct tsr_net *net) {
     return 0;
 }
 
-// Each rank saw only its own tokens' positions; the others' rows are +0.
-static int join_positions(struct tsr_net *net) {
-    const struct tsr_param *p = net->pos_embed;
-    if (!p || p->sum != TSR_GRAD_TABLE || !net->opt.sequence_parallel || net->mesh.tp == 1)
-        return 0;
-    return net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, tsr_net_grad(net, p, 0),
-                                      (size_t)(p->rows * p->cols));
-}
-
 // The other end's gradient of these elements is added to this end's.
 static int exchange_run(struct tsr_net *net, float *mine, size_t n) {
     const struct tsr_comm_ops *ops = net->comm->ops;
@@ -165,7 +156,6 @@ int tsr_grads_finish(struct tsr_net *net) {
     TSR_TRY(join_token_pieces(net));
     TSR_TRY(join_token_ranks(net));
     TSR_TRY(join_replicas(net));
-    TSR_TRY(join_positions(net));
     TSR_TRY(tsr_zero_reduce(net));
     return join_tied(net);
 }

@@ -216,8 +216,8 @@ static const struct {
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static void help(void) {
-    printf( "usage: tessera tokenizer train|encode|decode …\n\n"
-                "Byte-level BPE tokenizers in Hugging Face's tokenizer.json.\n\n");
+    printf("usage: tessera tokenizer train|encode|decode …\n\n"
+           "Byte-level BPE tokenizers in Hugging Face's tokenizer.json.\n\n");
     for (int i = 0; i < N_PARTS; i++)
         printf("  %-8s %s\n", parts[i].name, parts[i].about);
     printf("\n`tessera tokenizer train --help` and so on have the details.\n");

@@ -70,18 +70,23 @@ class Models(cli.Case):
             self.write("m/config.json", text)
             self.refuse("config.json")
         for key, needle in (("model_type", "config.json"), ("vocab_size", "expected shape"),
-                            ("hidden_size", "m/"), ("intermediate_size", "m/"),
-                            ("num_hidden_layers", "m/"), ("num_attention_heads", "m/")):
+                            ("hidden_size", "expected shape"),
+                            ("intermediate_size", "expected shape"),
+                            ("num_hidden_layers", "is missing"), ("num_attention_heads", "m/")):
             self.write("m/config.json", json.dumps({k: v for k, v in good.items() if k != key}))
             self.refuse(needle)  # Llama's own defaults don't fit the weights
         for key, value in (("hidden_size", "32"), ("hidden_size", -1), ("hidden_size", 0),
                            ("hidden_size", 10**18), ("hidden_size", 32.5), ("vocab_size", 0),
                            ("num_hidden_layers", 10**9), ("num_attention_heads", 0),
                            ("num_key_value_heads", 3), ("rope_theta", "x"), ("hidden_act", "mish"),
-                           ("rms_norm_eps", -1), ("model_type", 3), ("eos_token_id", 300),
-                           ("rope_scaling", {"rope_type": "yarn", "factor": 2})):
+                           ("rms_norm_eps", -1), ("model_type", 3),
+                           ("rope_scaling", {"rope_type": "llama3"})):
             self.write("m/config.json", json.dumps({**good, key: value}))
-            self.refuse(["config.json", key])
+            with self.subTest(key=key, value=value):
+                self.refuse(["config.json", key])
+        yarn = {"rope_type": "yarn", "factor": 2}
+        self.write("m/config.json", json.dumps({**good, "rope_scaling": yarn}))
+        self.refuse(["config.json", "yarn", "llama3"])
         # Sizes that fit each other but not the weights.
         self.write("m/config.json", json.dumps({**good, "intermediate_size": 64}))
         self.refuse(["mlp", "48", "64"])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -254,7 +255,9 @@ def main(description, cases):
         with Lab(a.tessera, a.keep) as lab:
             begin = time.monotonic()
             failures += cases[name](lab)
-            print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            print(f"{name}: {time.monotonic() - begin:.0f} s, processor time so far "
+                  f"{used.ru_utime + used.ru_stime:.0f} s", flush=True)
     if failures:
         print(f"{failures} failures")
     sys.exit(1 if failures else 0)

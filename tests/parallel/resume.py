@@ -9,7 +9,7 @@ import time
 import lab as laboratory
 from lab import Different, Random, SLOW_BUILD
 
-STEPS = 40
+STEPS = 100
 RUN = """
 model:
   config:
@@ -34,7 +34,7 @@ train:
   eval_every: 7
   dropout: {{embedding: 0.1, attention: 0.1, residual: 0.1, ffn: 0.1}}
 checkpoint:
-  every: 3
+  every: 5
   keep: 3
 """
 LAYOUTS = [
@@ -103,7 +103,7 @@ def undisturbed(lab):
 def kill_rank(lab, run_file, layout, run_dir, step, rng):
     process = start(lab, run_file, layout, run_dir)
     wait_for_step(lab, process, run_dir, step)
-    time.sleep(rng.below(30) * 1e-3)  # anywhere inside a step, or while a checkpoint is written
+    time.sleep(rng.below(20) * 1e-3)  # anywhere inside a step, or while a checkpoint is written
     ranks = ranks_of(process, layout)
     victim = rng.below(len(ranks))
     assert len(ranks) == layout["tp"] * layout["pp"] * layout["dp"], f"ranks: {ranks}"
@@ -119,15 +119,21 @@ def kill_rank(lab, run_file, layout, run_dir, step, rng):
 def killed(lab):
     """SIGKILL of one rank, three times over."""
     run_file, expected = undisturbed(lab)
-    rng, failures = Random(20), 0
+    rng, failures, layout = Random(20), 0, 0
+
+    def another_layout():
+        nonlocal layout
+        layout = (layout + 1 + rng.below(len(LAYOUTS) - 1)) % len(LAYOUTS)
+        return LAYOUTS[layout]
+
     for trial in range(1 if SLOW_BUILD else 3):
         run_dir, step = lab.dir / f"killed-{trial}", 0
         for _ in range(3):
             step += 1 + rng.below(8)
-            kill_rank(lab, run_file, LAYOUTS[rng.below(len(LAYOUTS))], run_dir, step, rng)
+            kill_rank(lab, run_file, another_layout(), run_dir, step, rng)
             step = n_lines(run_dir)
         try:
-            finish(lab, run_file, LAYOUTS[rng.below(len(LAYOUTS))], run_dir, expected)
+            finish(lab, run_file, another_layout(), run_dir, expected)
             print(f"trial {trial}: equal", flush=True)
         except (Different, RuntimeError) as e:
             failures += 1

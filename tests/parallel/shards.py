@@ -120,8 +120,6 @@ def expected_bytes(s, layout, sequence, full, stages):
     if sequence:
         vectors = [n for n, kind in s.layer() * s.L + s.final() if kind == "whole"]
         sent_tp += 8 * replicas * sum(vectors)
-        if s.positions and not s.frozen:
-            sent_tp += 8 * dp * s.positions * s.C
     sent_tp *= tp - 1
     sent_pp = 0
     if pp > 1:

@@ -1,5 +1,5 @@
 // The trainer against Hugging Face's (tests/golden/tokenizer).
-#include "unit/tokenizer_support.h"
+#include "tests/unit/tokenizer_support.h"
 
 #include <jansson.h>
 #include "core/log.h"
@@ -29,23 +29,21 @@ static int train_text(const char *text, const char *out, int32_t vocab_size) {
 static void same_as_golden(const char *name, bool llama3) {
     char golden[TSR_PATH_MAX];
     snprintf(golden, sizeof golden, "%s/tokenizer/%s/tokenizer.json", TESSERA_GOLDEN_DIR, name);
-    assert_int_equal(
-        train(TESSERA_GOLDEN_DIR "/tokenizer/train.txt", scratch("made"), 640, llama3), 0);
+    assert_int_equal(train(TESSERA_GOLDEN_DIR "/tokenizer/train.txt", scratch("made"), 640, llama3),
+                     0);
     json_t *want = load_json(golden), *got = load_json(scratch("made/tokenizer.json"));
     json_t *model = json_object_get(want, "model"), *pair;
     json_t *lines = json_array();
     size_t i;
-    json_array_foreach(json_object_get(model, "merges"), i, pair)
-        json_array_append_new(lines,
-                              json_sprintf("%s %s", json_string_value(json_array_get(pair, 0)),
-                                           json_string_value(json_array_get(pair, 1))));
+    json_array_foreach(json_object_get(model, "merges"), i, pair) json_array_append_new(
+        lines, json_sprintf("%s %s", json_string_value(json_array_get(pair, 0)),
+                            json_string_value(json_array_get(pair, 1))));
     assert_int_equal(json_array_size(lines), 640 - 257);
     json_object_set_new(model, "merges", lines);
     const char *key;
     json_t *value;
-    json_object_foreach(want, key, value)
-        if (!json_equal(value, json_object_get(got, key)))
-            fail_msg("%s: \"%s\" differs", name, key);
+    json_object_foreach(want, key, value) if (!json_equal(value, json_object_get(got, key)))
+        fail_msg("%s: \"%s\" differs", name, key);
     assert_int_equal(json_object_size(want), json_object_size(got));
     json_decref(want);
     json_decref(got);
@@ -93,7 +91,8 @@ static void ties(void **state) {
 static void existing_token(void **state) {
     (void)state;
     static const char text[] = "aaaaaaaa\naaaa\naaa\naaaaa\naaaaaaa\naaa\naa\n";
-    static const char *const want[] = {"a a", "aa aa", "aa a", "aaaa a", "aaaa aaaa", "aaaa aaa"}; // tokenizers 0.23.3
+    static const char *const want[] = {"a a",    "aa aa",     "aa a",
+                                       "aaaa a", "aaaa aaaa", "aaaa aaa"}; // tokenizers 0.23.3
     const char *file = scratch("text");
     scratch_write(file, text, strlen(text));
     struct tsr_bpe_train opt = {
@@ -138,7 +137,8 @@ static void deterministic(void **state) {
 
 static void loads_again(void **state) {
     (void)state;
-    assert_int_equal(train(TESSERA_GOLDEN_DIR "/tokenizer/train.txt", scratch("made"), 500, true), 0);
+    assert_int_equal(train(TESSERA_GOLDEN_DIR "/tokenizer/train.txt", scratch("made"), 500, true),
+                     0);
     struct tsr_tokenizer *t = load_made();
     static const char text[] = "The shepherd\r\n\r\n옛날 🙂\t<|endoftext|>12345 \x7f\x01";
     struct tsr_ids ids = {0};
@@ -219,10 +219,10 @@ static int quiet_setup(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(goldens),         cmocka_unit_test(ties),
+        cmocka_unit_test(goldens),        cmocka_unit_test(ties),
         cmocka_unit_test(existing_token), cmocka_unit_test(deterministic),
-        cmocka_unit_test(loads_again),     cmocka_unit_test(special_token),
-        cmocka_unit_test(small_text),      cmocka_unit_test(mistakes),
+        cmocka_unit_test(loads_again),    cmocka_unit_test(special_token),
+        cmocka_unit_test(small_text),     cmocka_unit_test(mistakes),
     };
     return cmocka_run_group_tests(tests, quiet_setup, scratch_teardown);
 }

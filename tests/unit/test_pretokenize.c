@@ -35,8 +35,9 @@ static void words(const char *json, const char *text, const char *want) {
 #define BYTES(prefix, regex)                                                                       \
     "{\"type\":\"ByteLevel\",\"add_prefix_space\":" #prefix ",\"use_regex\":" #regex "}"
 #define SPLIT(kind, pattern, behavior, invert)                                                     \
-    "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"" kind "\":\"" pattern   \
-    "\"},\"behavior\":\"" behavior "\",\"invert\":" #invert "}," BYTES(false, false) "]}"
+    "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"" kind           \
+    "\":\"" pattern "\"},\"behavior\":\"" behavior "\",\"invert\":" #invert                        \
+    "}," BYTES(false, false) "]}"
 
 static void behaviors(void **state) {
     (void)state;
@@ -71,19 +72,20 @@ static void byte_level(void **state) {
 static void digits_and_punctuation(void **state) {
     (void)state;
 #define BEFORE(step) "{\"type\":\"Sequence\",\"pretokenizers\":[" step "," BYTES(false, true) "]}"
-    words(BEFORE("{\"type\":\"Digits\",\"individual_digits\":true}"), "a 123\u00bd", "|a| |1|2|3|\u00bd");
+    words(BEFORE("{\"type\":\"Digits\",\"individual_digits\":true}"), "a 123\u00bd",
+          "|a| |1|2|3|\u00bd");
     words(BEFORE("{\"type\":\"Digits\",\"individual_digits\":false}"), "a 123b", "|a| |123|b");
     words(BEFORE("{\"type\":\"Punctuation\"}"), "a, b!!$", "|a|,| b|!|!|$");
     // A step behind ByteLevel sees the byte alphabet: byte C2 is a letter, byte BD is one half.
-    words("{\"type\":\"Sequence\",\"pretokenizers\":[" BYTES(false, true)
-          ",{\"type\":\"Digits\",\"individual_digits\":false}]}",
+    words("{\"type\":\"Sequence\",\"pretokenizers\":[" BYTES(
+              false, true) ",{\"type\":\"Digits\",\"individual_digits\":false}]}",
           "a\u00bd 7", "|a|\xC2|\xBD| |7");
 }
 
 static void llama3(void **state) {
     (void)state;
 #define LLAMA3                                                                                     \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}| "                 \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}| "         \
     "?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+"
     words(SPLIT("Regex", LLAMA3, "Isolated", false), "We'LL pay $12345.\r\n\r\n  (now)",
           "|We|'LL| pay| $|123|45|.\r\n\r\n| | (|now|)");
@@ -92,8 +94,8 @@ static void llama3(void **state) {
 
 static void translation(void **state) {
     (void)state;
-    static const char *const same[] = {"a|b", "[^\\r\\n]+", "(?i:'s)", "x{2,3}", "a++", "\\x{41}",
-                                       "[]a]", "(?<!a)b", "\\.", ""};
+    static const char *const same[] = {"a|b",     "[^\\r\\n]+", "(?i:'s)", "x{2,3}", "a++",
+                                       "\\x{41}", "[]a]",       "(?<!a)b", "\\.",    ""};
     for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
         struct tsr_buf out = {0};
         assert_int_equal(tsr_regex_translate(same[i], "test", &out), 0);
@@ -101,12 +103,23 @@ static void translation(void **state) {
         tsr_buf_free(&out);
     }
     static const char *const other[][2] = {
-        {"ab{2}+", "a(?:b{2})+"},        {"(ab){1,3}+", "(?:(ab){1,3})+"}, {"a{2}?", "(?:a{2})?"},
-        {"a{1,2}?", "a{1,2}?"},          {"a{,2}", "a{0,2}"},              {"a{", "a\\{"},
-        {"\\v", "\\x0b"},                {"\\u00e9", "\\x{00e9}"},         {"\\h", "[0-9a-fA-F]"},
-        {"\\x41", "\\x{41}"},            {"[\\h-]", "[0-9a-fA-F\\-]"},     {"\\p{Greek}", "[\\p{sc:Greek}]"},
-        {"[\\S]", "[\\P{White_Space}]"}, {"\\p{zs}", "[\\p{Zs}]"},         {"\\P{^Zs}", "[\\p{Zs}]"},
-        {"\\pZ", "[\\p{Z}]"},            {"a{x}", "a\\{x}"},
+        {"ab{2}+", "a(?:b{2})+"},
+        {"(ab){1,3}+", "(?:(ab){1,3})+"},
+        {"a{2}?", "(?:a{2})?"},
+        {"a{1,2}?", "a{1,2}?"},
+        {"a{,2}", "a{0,2}"},
+        {"a{", "a\\{"},
+        {"\\v", "\\x0b"},
+        {"\\u00e9", "\\x{00e9}"},
+        {"\\h", "[0-9a-fA-F]"},
+        {"\\x41", "\\x{41}"},
+        {"[\\h-]", "[0-9a-fA-F\\-]"},
+        {"\\p{Greek}", "[\\p{sc:Greek}]"},
+        {"[\\S]", "[\\P{White_Space}]"},
+        {"\\p{zs}", "[\\p{Zs}]"},
+        {"\\P{^Zs}", "[\\p{Zs}]"},
+        {"\\pZ", "[\\p{Z}]"},
+        {"a{x}", "a\\{x}"},
     };
     for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
         struct tsr_buf out = {0};
@@ -126,7 +139,8 @@ static void long_runs(void **state) {
     char *text = malloc(N + 1);
     memset(text, ' ', N);
     text[N] = 'x';
-    assert_int_equal(tsr_regex_compile(&re, "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|\\S", false, "test"), 0);
+    assert_int_equal(tsr_regex_compile(&re, "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|\\S", false, "test"),
+                     0);
     assert_int_equal(tsr_regex_next(re, text, N + 1, &scan, &start, &end), 1);
     assert_int_equal(end, N - 1);
     assert_int_equal(tsr_regex_next(re, text, N + 1, &scan, &start, &end), 1);
@@ -160,17 +174,22 @@ static void normalizers(void **state) {
     normal_form("{\"type\":\"NFC\"}", "", "");
     normal_form("{\"type\":\"Prepend\",\"prepend\":\"_\"}", "a", "_a");
     normal_form("{\"type\":\"Prepend\",\"prepend\":\"_\"}", "", "");
-    normal_form("{\"type\":\"Replace\",\"pattern\":{\"String\":\".\"},\"content\":\"!!\"}", "a.b.", "a!!b!!");
-    normal_form("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" +\"},"
+    normal_form("{\"type\":\"Replace\",\"pattern\":{\"String\":\".\"},\"content\":\"!!\"}", "a.b.",
+                "a!!b!!");
+    normal_form("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Replace\",\"pattern\":{"
+                "\"Regex\":\" +\"},"
                 "\"content\":\"\"},{\"type\":\"NFC\"}]}",
                 "e  \u0301", "\u00e9");
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(behaviors),   cmocka_unit_test(byte_level),
-        cmocka_unit_test(digits_and_punctuation), cmocka_unit_test(llama3),
-        cmocka_unit_test(translation), cmocka_unit_test(long_runs),
+        cmocka_unit_test(behaviors),
+        cmocka_unit_test(byte_level),
+        cmocka_unit_test(digits_and_punctuation),
+        cmocka_unit_test(llama3),
+        cmocka_unit_test(translation),
+        cmocka_unit_test(long_runs),
         cmocka_unit_test(normalizers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 // Tokenizers against Hugging Face's (tests/golden/tokenizer) and against a naive BPE.
-#include "unit/tokenizer_support.h"
+#include "tests/unit/tokenizer_support.h"
 
 #include <jansson.h>
 
@@ -224,8 +224,8 @@ static void long_word(void **state) {
 // More different words than the cache holds, twice: emptying it changes nothing.
 static void cache_overflow(void **state) {
     (void)state;
-    struct tsr_tokenizer *t = load_parts(&(struct parts){
-        .pre = GPT2_BYTE_LEVEL, .more = "\"12\":256", .merges = "\"1 2\""});
+    struct tsr_tokenizer *t = load_parts(
+        &(struct parts){.pre = GPT2_BYTE_LEVEL, .more = "\"12\":256", .merges = "\"1 2\""});
     struct tsr_buf text = {0};
     struct tsr_ids first = {0}, second = {0};
     for (int i = 0; i < 300000; i++)
@@ -265,10 +265,10 @@ static void byte_alphabet(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(goldens),         cmocka_unit_test(about_tokens),
-        cmocka_unit_test(bad_text),        cmocka_unit_test(torn_characters),
-        cmocka_unit_test(against_naive),   cmocka_unit_test(long_word),
-        cmocka_unit_test(cache_overflow),  cmocka_unit_test(byte_alphabet),
+        cmocka_unit_test(goldens),        cmocka_unit_test(about_tokens),
+        cmocka_unit_test(bad_text),       cmocka_unit_test(torn_characters),
+        cmocka_unit_test(against_naive),  cmocka_unit_test(long_word),
+        cmocka_unit_test(cache_overflow), cmocka_unit_test(byte_alphabet),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -1,5 +1,5 @@
 // What tokenizer.json may hold, and what is refused by name.
-#include "unit/tokenizer_support.h"
+#include "tests/unit/tokenizer_support.h"
 
 #define TOKEN(id, text, flags)                                                                     \
     "{\"id\":" #id ",\"content\":\"" text "\"," flags "\"normalized\":false,\"special\":true}"
@@ -30,7 +30,8 @@ static void refuses_parts(void **state) {
     refused(&(struct parts){.post = "{\"type\":\"Unknown\"}"}, "Unknown");
     refused(&(struct parts){.options = ",\"dropout\":0.1"}, "dropout");
     refused(&(struct parts){.options = ",\"end_of_word_suffix\":\"</w>\""}, "end_of_word_suffix");
-    refused(&(struct parts){.options = ",\"continuing_subword_prefix\":\"##\""}, "continuing_subword_prefix");
+    refused(&(struct parts){.options = ",\"continuing_subword_prefix\":\"##\""},
+            "continuing_subword_prefix");
     refused(&(struct parts){.options = ",\"ignore_merges\":1"}, "ignore_merges");
     refused(&(struct parts){.options = ",\"unk_token\":3"}, "unk_token");
 }
@@ -70,29 +71,45 @@ static void refuses_added(void **state) {
                  templates[i]);
         refused(&(struct parts){.post = post}, "post_processor");
     }
-    refused(&(struct parts){.post = "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{"
-                                    "\"id\":\"x\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":"
-                                    "{\"x\":{\"id\":\"x\",\"ids\":[256]}}}"},
+    refused(&(struct parts){.post =
+                                "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{"
+                                "\"id\":\"x\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":"
+                                "{\"x\":{\"id\":\"x\",\"ids\":[256]}}}"},
             "expected the id of a token, found 256");
 }
 
 static void refuses_patterns(void **state) {
     (void)state;
     static const char *const bad[][2] = {
-        {"(a", "cannot be compiled"},  {"a)", "cannot be compiled"}, {"[a", "open"},
-        {"\\\\Qa", "escape"},          {"(?P<n>a)", "group"},        {"(*FAIL)", "group"},
-        {"(?i)a|(?i)b", "group"},      {"(?s:a)", "group"},          {"[[:alpha:]]", "inside []"},
-        {"[a&&b]", "inside []"},       {"[a[b]]", "inside []"},      {"[\\\\P{L}]", "complement"},
-        {"\\\\p{Nonsense}", "compile"}, {"\\\\p", "property"},       {"\\\\xE9", "escape"},
-        {"a\\\\", "escape"},           {"\\\\1(a)", "escape"},       {"[a-\\\\w]", "range"},
-        {"\\\\K", "escape"},           {"\\\\p{L", "property"},      {"*", "compile"},
+        {"(a", "cannot be compiled"},
+        {"a)", "cannot be compiled"},
+        {"[a", "open"},
+        {"\\\\Qa", "escape"},
+        {"(?P<n>a)", "group"},
+        {"(*FAIL)", "group"},
+        {"(?i)a|(?i)b", "group"},
+        {"(?s:a)", "group"},
+        {"[[:alpha:]]", "inside []"},
+        {"[a&&b]", "inside []"},
+        {"[a[b]]", "inside []"},
+        {"[\\\\P{L}]", "complement"},
+        {"\\\\p{Nonsense}", "compile"},
+        {"\\\\p", "property"},
+        {"\\\\xE9", "escape"},
+        {"a\\\\", "escape"},
+        {"\\\\1(a)", "escape"},
+        {"[a-\\\\w]", "range"},
+        {"\\\\K", "escape"},
+        {"\\\\p{L", "property"},
+        {"*", "compile"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         char pre[512];
-        snprintf(pre, sizeof pre,
-                 "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":"
-                 "\"%s\"},\"behavior\":\"Isolated\",\"invert\":false}," PLAIN_BYTE_LEVEL "]}",
-                 bad[i][0]);
+        snprintf(
+            pre, sizeof pre,
+            "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":"
+            "\"%s\"},\"behavior\":\"Isolated\",\"invert\":false}," PLAIN_BYTE_LEVEL "]}",
+            bad[i][0]);
         refused(&(struct parts){.pre = pre}, bad[i][1]);
     }
 }
@@ -104,8 +121,13 @@ static void refuses_files(void **state) {
     assert_int_equal(tsr_tokenizer_load(&t, dir), TSR_EMODEL);
     assert_non_null(strstr(tsr_error_text(), "tokenizer.json"));
     assert_int_equal(mkdir(dir, 0777), 0);
-    static const char *const bad[] = {"", "[]", "{", "{\"a\":\"\xFF\"}", "{\"version\":\"2.0\"}",
-                                      "{\"model\":\"\\ud800\"}", "nonsense"};
+    static const char *const bad[] = {"",
+                                      "[]",
+                                      "{",
+                                      "{\"a\":\"\xFF\"}",
+                                      "{\"version\":\"2.0\"}",
+                                      "{\"model\":\"\\ud800\"}",
+                                      "nonsense"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         scratch_write(file, bad[i], strlen(bad[i]));
         assert_int_equal(tsr_tokenizer_load(&t, dir), TSR_EMODEL);
@@ -159,8 +181,8 @@ static void options(void **state) {
     assert_string_equal(ids_of(t, "abc x abcd", 0), "256 257 32 97 98 99 100");
     tsr_tokenizer_free(t);
     // Lines of merges.txt: "#version" doesn't count; the last of equal pairs does.
-    t = load_parts(&(struct parts){
-        .more = "\"ab\":256,\"bc\":257", .merges = "\"#version: 0.2\",\"a b\",\"b c\",\"a b\""});
+    t = load_parts(&(struct parts){.more = "\"ab\":256,\"bc\":257",
+                                   .merges = "\"#version: 0.2\",\"a b\",\"b c\",\"a b\""});
     assert_string_equal(ids_of(t, "abc", 0), "97 257");
     tsr_tokenizer_free(t);
     t = load_parts(&(struct parts){.more = "\"ab\":256", .merges = "[\"a\",\"b\"]"});
@@ -179,11 +201,12 @@ static void unknown_bytes(void **state) {
         char text[1024];
         struct tsr_tokenizer *t;
         struct tsr_ids ids = {0};
-        int n = snprintf(text, sizeof text,
-                         "{\"pre_tokenizer\":" PLAIN_BYTE_LEVEL
-                         ",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"unk_token\":%s,\"vocab\":{"
-                         "\"a\":0,\"<u>\":1},\"merges\":[]}}",
-                         unk[i]);
+        int n =
+            snprintf(text, sizeof text,
+                     "{\"pre_tokenizer\":" PLAIN_BYTE_LEVEL
+                     ",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"unk_token\":%s,\"vocab\":{"
+                     "\"a\":0,\"<u>\":1},\"merges\":[]}}",
+                     unk[i]);
         scratch_write(scratch("unk/tokenizer.json"), text, (size_t)n);
         assert_int_equal(tsr_tokenizer_load(&t, scratch("unk")), 0);
         if (want[i]) {
@@ -200,10 +223,19 @@ static void unknown_bytes(void **state) {
 // Tokens in the text: the longest at the first place; spaces that go with them; inside words.
 static void added_tokens(void **state) {
     (void)state;
-    static const char added[] = TOKEN(256, "<a>", NO_FLAGS) "," TOKEN(257, "<a><b>", NO_FLAGS) ","
-        TOKEN(258, "<l>", "\"single_word\":false,\"lstrip\":true,\"rstrip\":false,") ","
-        TOKEN(259, "<r>", "\"single_word\":false,\"lstrip\":false,\"rstrip\":true,") ","
-        TOKEN(260, "w", "\"single_word\":true,\"lstrip\":false,\"rstrip\":false,");
+    static const char added[] = TOKEN(256, "<a>", NO_FLAGS) "," TOKEN(
+        257, "<a><b>", NO_FLAGS) "," TOKEN(258, "<l>",
+                                           "\"single_word\":false,\"lstrip\":true,\"rstrip\":"
+                                           "false,") "," TOKEN(259, "<r>",
+                                                               "\"single_word\":false,"
+                                                               "\"lstrip\":false,\"rstrip\":"
+                                                               "true,") "," TOKEN(260, "w",
+                                                                                  "\"single_"
+                                                                                  "word\":true,"
+                                                                                  "\"lstrip\":"
+                                                                                  "false,"
+                                                                                  "\"rstrip\":"
+                                                                                  "false,");
     struct tsr_tokenizer *t = load_parts(&(struct parts){.added = added});
     assert_string_equal(ids_of(t, "<a><b><a><", 0), "257 256 60");
     assert_string_equal(ids_of(t, "x \xC2\xA0<l> x", 0), "120 258 32 120");
@@ -211,6 +243,11 @@ static void added_tokens(void **state) {
     assert_string_equal(ids_of(t, "<r>  <l>", 0), "259 258");
     assert_string_equal(ids_of(t, "w.w", 0), "119 46 119"); // in the model: its own id
     assert_string_equal(ids_of(t, "<a>", TSR_ENCODE_PLAIN), "60 97 62");
+    tsr_tokenizer_free(t);
+    // A run of spaces belongs to the first token that takes it.
+    t = load_parts(&(struct parts){
+        .added = TOKEN(256, "  ", "\"single_word\":false,\"lstrip\":true,\"rstrip\":true,")});
+    assert_string_equal(ids_of(t, "a      b", 0), "97 256 98");
     tsr_tokenizer_free(t);
     t = load_parts(&(struct parts){
         .added = TOKEN(256, "ww", "\"single_word\":true,\"lstrip\":false,\"rstrip\":false,")});

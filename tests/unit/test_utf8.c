@@ -142,9 +142,12 @@ static void clips(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(three_bytes),    cmocka_unit_test(four_bytes),
-        cmocka_unit_test(every_code_point), cmocka_unit_test(offsets),
-        cmocka_unit_test(whole_prefixes), cmocka_unit_test(spaces),
+        cmocka_unit_test(three_bytes),
+        cmocka_unit_test(four_bytes),
+        cmocka_unit_test(every_code_point),
+        cmocka_unit_test(offsets),
+        cmocka_unit_test(whole_prefixes),
+        cmocka_unit_test(spaces),
         cmocka_unit_test(clips),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

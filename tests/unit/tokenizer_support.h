@@ -13,14 +13,15 @@
 #include "core/error.h"
 #include "core/io.h"
 #include "core/tokenizer.h"
-#include "unit/scratch.h"
+#include "tests/unit/scratch.h"
 
 #ifndef TESSERA_GOLDEN_DIR
 #define TESSERA_GOLDEN_DIR "tests/golden"
 #endif
 
 #define PLAIN_BYTE_LEVEL                                                                           \
-    "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":false}"
+    "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":"      \
+    "false}"
 #define GPT2_BYTE_LEVEL "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true}"
 
 // The parts of a tokenizer.json; NULL is a default. The vocabulary is all bytes (id = byte), then
@@ -29,7 +30,7 @@ struct parts {
     const char *pre, *normalizer, *added, *post, *decoder, *options, *more, *merges;
 };
 
-static inline const char *or(const char *given, const char *otherwise) {
+static inline const char * or (const char *given, const char *otherwise) {
     return given ? given : otherwise;
 }
 
@@ -44,9 +45,10 @@ static inline void write_parts(const char *dir, const struct parts *p) {
                                     "{\"version\":\"1.0\",\"pre_tokenizer\":%s,\"normalizer\":%s,"
                                     "\"added_tokens\":[%s],\"post_processor\":%s,\"decoder\":%s,"
                                     "\"model\":{\"type\":\"BPE\"%s,\"vocab\":{",
-                                    or(p->pre, PLAIN_BYTE_LEVEL), or(p->normalizer, "null"),
-                                    or(p->added, ""), or(p->post, "null"),
-                                    or(p->decoder, "{\"type\":\"ByteLevel\"}"), or(p->options, "")),
+                                    or (p->pre, PLAIN_BYTE_LEVEL), or (p->normalizer, "null"),
+                                    or (p->added, ""), or (p->post, "null"),
+                                    or (p->decoder, "{\"type\":\"ByteLevel\"}"),
+                                    or (p->options, "")),
                      0);
     for (int i = 0; i < 256; i++) {
         unsigned char byte = (unsigned char)i;
@@ -57,7 +59,7 @@ static inline void write_parts(const char *dir, const struct parts *p) {
         assert_int_equal(tsr_buf_printf(&b, "\":%d", i), 0);
     }
     assert_int_equal(tsr_buf_printf(&b, "%s%s},\"merges\":[%s]}}", p->more ? "," : "",
-                                    or(p->more, ""), or(p->merges, "")),
+                                    or (p->more, ""), or (p->merges, "")),
                      0);
     if (!tsr_path_exists(dir))
         assert_int_equal(mkdir(dir, 0777), 0);

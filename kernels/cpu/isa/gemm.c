@@ -1,194 +1,226 @@
-// The matrix product: plan, blocking and threads.
+// The matrix product: slices, items and threads.
 //
-//   for each column range nc, row range mc, k range of a few k-blocks   (bounded scratch)
-//     all threads: pack A(mc, k range) into shared panels               (read once by all)
+//   for each column range nc, row range mc, k range: a slice        (bounded scratch)
 //     all threads, item by item (a few panels of columns, maybe a part of the rows):
-//       for each k-block: pack B(k-block, columns) into own panels      (stay in L2)
+//       for each k-block: pack B(k-block, columns) into own panels  (stay in L2)
 //         for each panel of A, for each panel of B: the register tile
+//         now and then: pack a panel of the next slice's A          (shared by all threads)
 //
-// Every element's chain visits k in ascending order and every piece's end is a step of the plan,
-// so blocking, threads and tile sizes never show in the result (docs/exactness.md).
+// While tiles are computed, lines of what is packed next are fetched, so that packing doesn't wait
+// for memory.
 #include "kernels/cpu/isa/gemm.h"
 
 #include "core/error.h"
 
-// Measured on Zen 5 and made to fit a Cascade Lake core: 1 MiB of L2.
-#ifndef TKC
-#define TKC 768
-#endif
-#ifndef TBF
-#define TBF (96<<10)
-#endif
-#ifndef TAF
-#define TAF (1<<20)
-#endif
-#ifndef TIP
-#define TIP 4
-#endif
-enum {
-    KC = TKC,
-    MAX_ITEM_PANELS = TIP,
-    B_FLOATS = TBF,
-    A_FLOATS = TAF,
-    MC_MAX = 2048,               // rows of A packed at once
-    STATE_FLOATS = 4 << 20,      // state between k ranges: 16 MiB
-    SERIAL_TERMS = 1 << 16,      // multiply-adds below which waking threads doesn't pay
-    MIN_SPLIT = 8,     // panels of A for which packing B again pays
-    PACK_PANELS = 4,   // of A, packed together
-    TAIL=2,
-};
+enum { PACK_PANELS = 4 }; // of A packed together: whole lines, whatever the strides are
 
-// What a thread does in one go: the tiles of A panels [a0, a1) and B panels [b0, b1) of a sweep.
-struct item {
-    int a0, a1, b0, b1;
-};
-
-struct plan {
-    const struct tsr_gemm *g;
-    struct tsr_pool *pool;
-    bool serial; // too small for threads
-    ptrdiff_t k;
-    struct gemm_block *blocks;
-    struct gemm_step *steps;
-    int n_blocks;
-    int slots;        // of a tile's state
-    int mc, nc;       // rows, columns of a sweep
-    int range_blocks; // k-blocks of a sweep
-    int item_panels;  // of B, at most
-    float *a, *state; // shared
-    struct item *items;
-    size_t thread_bytes; // scratch of a thread: panels of B, then one tile's state
+// A k-block of A's rows or B's columns ("units") in memory. p is NULL when it isn't one matrix.
+struct source {
+    const float *p;
+    ptrdiff_t unit, term; // strides; one of them is 1
 };
 
 // What the threads work on between two barriers.
 struct sweep {
-    const struct plan *plan;
-    int i0, rows, j0, cols;
-    int block0, block1;
-    ptrdiff_t a_panel; // floats
+    const struct gemm_plan *plan;
+    struct gemm_slice now, next;
     int n_items;
+    int n_next;         // panels of the next slice's A, 0: there is none
+    float *a, *a_next;  // packed
+    struct source from; // the next slice's A
 };
 
-static int ceil_div(ptrdiff_t a, ptrdiff_t b) {
-    return (int)((a + b - 1) / b);
-}
+// The lines that an item fetches: a cursor over units.
+struct cursor {
+    struct source from;
+    int k;         // terms of a unit
+    int unit, end; // the next one, and how many there are
+    int per_tile;
+};
 
-static int min_int(ptrdiff_t a, ptrdiff_t b) {
-    return (int)(a < b ? a : b);
-}
-
-static void check(const struct tsr_gemm *g) {
-    TSR_ASSERT(g->m >= 0 && g->n >= 0 && g->n_pieces >= 0 && g->n_segs >= 0);
-    TSR_ASSERT(g->mode != TSR_GEMM_CHAIN || g->n_pieces == 1);
-    TSR_ASSERT(g->mode == TSR_GEMM_STORE ||
-               (g->bias == NULL && g->pre == NULL && !g->has_act && g->residual == NULL));
-    for (int s = 0; s < g->n_segs; s++) {
+// Terms [k0, k0 + k) of A's rows or B's columns from `unit` on.
+static struct source find_source(const struct tsr_gemm *g, bool of_a, ptrdiff_t k0, int k,
+                                 ptrdiff_t unit) {
+    struct source found = {0};
+    ptrdiff_t at = 0;
+    for (int s = 0; s < g->n_segs && at < k0 + k; at += g->segs[s].k, s++) {
         const struct tsr_gemm_seg *seg = &g->segs[s];
-        TSR_ASSERT(seg->k >= 0 && seg->piece >= 0 && seg->piece < g->n_pieces);
-        TSR_ASSERT(s == 0 || seg->piece >= seg[-1].piece);
-        TSR_ASSERT(seg->k == 0 || ((seg->a_i == 1 || seg->a_p == 1) &&
-                                   (seg->b_p == 1 || seg->b_j == 1)));
+        if (at + seg->k <= k0)
+            continue;
+        struct source here = of_a ? (struct source){seg->a, seg->a_i, seg->a_p}
+                                  : (struct source){seg->b, seg->b_j, seg->b_p};
+        here.p += (k0 - at) * here.term + unit * here.unit; // where term k0 is or would be
+        if (found.p != NULL &&
+            (here.p != found.p || here.unit != found.unit || here.term != found.term))
+            return (struct source){0};
+        found = here;
+    }
+    return found;
+}
+
+// The lines of unit u. Where terms lie apart, LINE units share lines; unit u takes a LINE-th of
+// their terms.
+static struct gemm_fetch unit_lines(const struct cursor *c, int u) {
+    const struct source *s = &c->from;
+    if (s->term == 1)
+        return (struct gemm_fetch){s->p + u * s->unit, LINE};
+    return (struct gemm_fetch){s->p + u / LINE * LINE + (ptrdiff_t)(u % LINE) * (c->k / LINE) * s->term,
+                               s->term};
+}
+
+static void add_fetches(struct gemm_tile *t, struct cursor *c, int limit) {
+    for (int n = 0; n < c->per_tile && c->unit < limit && t->n_fetch < MAX_FETCH; n++)
+        t->fetch[t->n_fetch++] = unit_lines(c, c->unit++);
+}
+
+static void pack_panels(const struct sweep *s, float *a, const struct gemm_slice *slice, int p0,
+                        int p1) {
+    const struct gemm_block *b0 = &s->plan->blocks[slice->block0];
+    const struct gemm_block *b1 = &s->plan->blocks[slice->block1 - 1];
+    int i = p0 * MR, rows = gemm_min((p1 - p0) * MR, slice->rows - i);
+    TSR_FN(tsr_gemm_pack_a)(a + p0 * slice->a_panel, s->plan->g, b0->k0,
+                            (int)(b1->k0 + b1->k - b0->k0), slice->i0 + i, rows);
+}
+
+static void pack_part(void *arg, int part, int thread) {
+    (void)thread;
+    const struct sweep *s = arg;
+    int n = gemm_ceil_div(s->now.rows, MR), p0 = part * PACK_PANELS;
+    pack_panels(s, s->a, &s->now, p0, gemm_min(p0 + PACK_PANELS, n));
+}
+
+// One item in progress.
+struct work {
+    const struct sweep *s;
+    const struct gemm_item *item;
+    const struct gemm_block *block;
+    float *b, *stack;     // panels of B, and the tree's nodes
+    struct cursor fa, fb; // lines of the next A and B
+    int packed;           // panels of the next A, of this item's share
+};
+
+// What a tile that comes after t loads first: C in CHAIN mode, or its open chain.
+static void look_ahead(struct gemm_tile *t, const struct work *w, int ip, int jp) {
+    const struct tsr_gemm *g = t->g;
+    bool turn = jp + 1 == w->item->b1; // the next tile is the first of the next row of tiles
+    t->ahead = NULL;
+    if (!w->block->open_in || (turn && ip + 1 == w->item->a1))
+        return;
+    int i = turn ? ip + 1 : ip, j = turn ? w->item->b0 : jp + 1;
+    const struct gemm_slice *s = &w->s->now;
+    if (w->block->first) {
+        t->ahead = (const float *)g->c + (ptrdiff_t)(s->i0 + i * MR) * g->ldc + s->j0 + j * NR;
+        t->ahead_ld = g->ldc;
+    } else {
+        t->ahead = t->state + ((ptrdiff_t)(i - ip) * gemm_ceil_div(s->cols, NR) + j - jp) *
+                                  w->s->plan->slots * TILE;
+        t->ahead_ld = NR;
     }
 }
 
-// Writes the blocks of `kc` terms and their steps.
-static void plan_steps(struct plan *pl, int kc) {
-    const struct tsr_gemm *g = pl->g;
-    int seg = 0, piece = -1, n_steps = 0, n_nodes = 0;
-    ptrdiff_t at = 0, end = 0; // the next term, and where the current piece ends
-    bool open = g->mode == TSR_GEMM_CHAIN, ended = true;
-    for (int b = 0; b < pl->n_blocks; b++) {
-        ptrdiff_t k1 = at + kc < pl->k ? at + kc : pl->k;
-        struct gemm_block *block = &pl->blocks[b];
-        *block = (struct gemm_block){.k0 = at, .k = (int)(k1 - at), .step = n_steps,
-                                     .n_nodes = n_nodes, .open_in = open, .first = b == 0,
-                                     .last = b + 1 == pl->n_blocks};
-        for (;;) {
-            if (ended && piece + 1 == g->n_pieces)
-                break;
-            if (ended) {
-                piece++;
-                while (seg < g->n_segs && g->segs[seg].piece == piece)
-                    end += g->segs[seg++].k;
+// A row of tiles: one panel of A, all panels of B of the item.
+static void tile_row(struct work *w, int ip) {
+    const struct gemm_plan *pl = w->s->plan;
+    const struct gemm_slice *s = &w->s->now;
+    struct gemm_tile t = {.g = pl->g, .steps = pl->steps + w->block->step, .block = w->block};
+    t.a = w->s->a + ip * s->a_panel + (w->block->k0 - pl->blocks[s->block0].k0) * MR;
+    t.i = s->i0 + ip * MR;
+    t.rows = gemm_min(MR, s->rows - ip * MR);
+    t.stack = w->stack;
+    ptrdiff_t n_b = gemm_ceil_div(s->cols, NR);
+    int share = (w->item->pack0 + w->packed + 2 * PACK_PANELS) * MR; // not too far ahead of packing
+    for (int jp = w->item->b0; jp < w->item->b1; jp++) {
+        t.j = s->j0 + jp * NR;
+        t.cols = gemm_min(NR, s->cols - jp * NR);
+        t.b = w->b + (ptrdiff_t)(jp - w->item->b0) * NR * w->block->k;
+        t.state = pl->state + (ip * n_b + jp) * pl->slots * TILE;
+        t.n_fetch = 0;
+        look_ahead(&t, w, ip, jp);
+        add_fetches(&t, &w->fa, gemm_min(share, w->fa.end));
+        add_fetches(&t, &w->fb, w->fb.end);
+        TSR_FN(tsr_gemm_tile)(&t);
+    }
+}
+
+// Sets the cursor on the columns that this thread most likely packs next.
+static void aim_at_b(struct work *w, int part, int k) {
+    const struct gemm_plan *pl = w->s->plan;
+    const struct gemm_item *now = w->item, *item = now;
+    int block = k + 1;
+    w->fb = (struct cursor){0};
+    if (block == w->s->now.block1) {
+        if (part + pl->threads >= w->s->n_items)
+            return;
+        item = &pl->items[part + pl->threads];
+        block = w->s->now.block0;
+    }
+    const struct gemm_block *next = &pl->blocks[block];
+    int j = item->b0 * NR, cols = gemm_min((item->b1 - item->b0) * NR, w->s->now.cols - j);
+    int n_tiles = (now->a1 - now->a0) * (now->b1 - now->b0);
+    w->fb.from = find_source(pl->g, false, next->k0, next->k, w->s->now.j0 + j);
+    w->fb.k = next->k;
+    w->fb.end = w->fb.from.p != NULL ? cols : 0;
+    w->fb.per_tile = gemm_ceil_div(cols, n_tiles);
+}
+
+static void item_part(void *arg, int part, int thread) {
+    const struct sweep *s = arg;
+    const struct gemm_plan *pl = s->plan;
+    const struct gemm_item *item = &pl->items[part];
+    int n_blocks = s->now.block1 - s->now.block0, n_a = item->a1 - item->a0, row = 0;
+    int n_pack = item->pack1 - item->pack0;
+    struct work w = {.s = s, .item = item};
+    w.b = tsr_pool_scratch(pl->pool, thread, pl->thread_bytes);
+    w.stack = w.b + pl->b_floats;
+    w.fa.from = s->from;
+    w.fa.k = pl->blocks[s->now.block0].k;
+    w.fa.unit = item->pack0 * MR;
+    w.fa.end = s->from.p != NULL ? item->pack1 * MR : 0;
+    w.fa.per_tile = gemm_ceil_div(n_pack * MR, n_blocks * n_a * (item->b1 - item->b0));
+    int j = item->b0 * NR, cols = gemm_min((item->b1 - item->b0) * NR, s->now.cols - j);
+    for (int k = s->now.block0; k < s->now.block1; k++) {
+        w.block = &pl->blocks[k];
+        TSR_FN(tsr_gemm_pack_b)(w.b, pl->g, w.block->k0, w.block->k, s->now.j0 + j, cols);
+        aim_at_b(&w, part, k);
+        for (int ip = item->a0; ip < item->a1; ip++) {
+            tile_row(&w, ip);
+            int due = (int)((int64_t)n_pack * ++row / (n_blocks * n_a)) - w.packed;
+            if (due >= PACK_PANELS || (due > 0 && row == n_blocks * n_a)) {
+                int p0 = item->pack0 + w.packed;
+                pack_panels(s, s->a_next, &s->next, p0, p0 + due);
+                w.packed += due;
             }
-            struct gemm_step *step = &pl->steps[n_steps++];
-            ended = end <= k1;
-            *step = (struct gemm_step){.k = (int)((ended ? end : k1) - at)};
-            at += step->k;
-            open = !ended;
-            if (open)
-                break;
-            *step = gemm_end_piece(step->k, piece, g->n_pieces, &n_nodes);
         }
-        block->n_steps = n_steps - block->step;
-        block->open_out = open;
     }
 }
 
-// How much of the product one sweep covers, so that scratch stays bounded.
-static void plan_sweeps(struct plan *pl, int kc) {
-    const struct tsr_gemm *g = pl->g;
-    int mc = min_int(min_int(g->m, A_FLOATS / kc), MC_MAX);
-    mc = ceil_div(g->m, ceil_div(g->m, mc)); // equal ranges
-    pl->mc = ceil_div(mc, MR) * MR;
-    int fit = (int)(A_FLOATS / ((ptrdiff_t)pl->mc * kc)); // k-blocks
-    fit = fit < 1 ? 1 : fit;
-    pl->range_blocks = ceil_div(pl->n_blocks, ceil_div(pl->n_blocks, fit));
-    pl->nc = ceil_div(g->n, NR) * NR;
-    if (pl->n_blocks > 1) {
-        int nc = (int)(STATE_FLOATS / ((ptrdiff_t)pl->mc * pl->slots)) / NR * NR;
-        pl->nc = min_int(pl->nc, nc > NR ? nc : NR);
+static void set_range(const struct gemm_plan *pl, struct gemm_slice *s) {
+    s->rows = gemm_min(pl->mc, pl->g->m - s->i0);
+    s->cols = gemm_min(pl->nc, pl->g->n - s->j0);
+    s->block1 = gemm_min(s->block0 + pl->range_blocks, pl->n_blocks);
+    const struct gemm_block *last = &pl->blocks[s->block1 - 1];
+    s->a_panel = (last->k0 + last->k - pl->blocks[s->block0].k0) * MR;
+}
+
+// The slice after `s`: k, then rows, then columns. False when there is none.
+static bool advance(const struct gemm_plan *pl, struct gemm_slice *s) {
+    s->block0 = s->block1;
+    if (s->block0 == pl->n_blocks) {
+        s->block0 = 0;
+        s->i0 += pl->mc;
     }
-    int panels = B_FLOATS / (NR * kc);
-    pl->item_panels = panels < 1 ? 1 : min_int(panels, MAX_ITEM_PANELS);
+    if (s->i0 >= pl->g->m) {
+        s->i0 = 0;
+        s->j0 += pl->nc;
+    }
+    if (s->j0 >= pl->g->n)
+        return false;
+    set_range(pl, s);
+    return true;
 }
 
-// Lays the plan's arrays out in the pool's scratch.
-static int take_scratch(struct plan *pl, int kc) {
-    int n_panels = pl->nc / NR, threads = tsr_pool_threads(pl->pool);
-    ptrdiff_t a = (ptrdiff_t)pl->mc * kc * pl->range_blocks;
-    ptrdiff_t tile_state = (ptrdiff_t)pl->slots * TILE;
-    ptrdiff_t state = pl->n_blocks > 1 ? (ptrdiff_t)(pl->mc / MR) * n_panels * tile_state : 0;
-    size_t n_steps = (size_t)pl->n_blocks + (size_t)pl->g->n_pieces;
-    size_t n_items = (size_t)n_panels + (size_t)threads * TAIL * TAIL;
-    size_t n_bytes = (size_t)(a + state) * sizeof(float) +
-                     (size_t)pl->n_blocks * sizeof *pl->blocks + n_steps * sizeof *pl->steps +
-                     n_items * sizeof *pl->items;
-    ptrdiff_t b = (ptrdiff_t)pl->item_panels * NR * kc;
-    pl->thread_bytes = (size_t)(b + tile_state) * sizeof(float);
-    pl->a = tsr_pool_shared(pl->pool, n_bytes);
-    bool ok = pl->a != NULL;
-    for (int t = 0; t < threads && ok; t++)
-        ok = tsr_pool_scratch(pl->pool, t, pl->thread_bytes) != NULL;
-    if (!ok)
-        return tsr_fail(TSR_ENOMEM, "cannot allocate %zu bytes to pack matrices",
-                        n_bytes + (size_t)threads * pl->thread_bytes);
-    pl->state = pl->a + a;
-    pl->blocks = (struct gemm_block *)(pl->state + state);
-    pl->steps = (struct gemm_step *)(pl->blocks + pl->n_blocks);
-    pl->items = (struct item *)(pl->steps + n_steps);
-    return 0;
-}
-
-static int make_plan(struct plan *pl, struct tsr_ctx *ctx, const struct tsr_gemm *g) {
-    *pl = (struct plan){.g = g, .pool = ctx->stream, .slots = 1};
-    for (int s = 0; s < g->n_segs; s++)
-        pl->k += g->segs[s].k;
-    for (int n = g->n_pieces - 1; n > 0; n /= 2)
-        pl->slots++;
-    int kc = ceil_div(pl->k, pl->k > KC ? ceil_div(pl->k, KC) : 1);
-    kc = kc > 0 ? ceil_div(kc, VW) * VW : VW;
-    pl->n_blocks = pl->k > 0 ? ceil_div(pl->k, kc) : 1;
-    double terms = (double)g->m * g->n * (double)(pl->k > 0 ? pl->k : 1);
-    pl->serial = terms <= SERIAL_TERMS || tsr_pool_threads(pl->pool) == 1;
-    plan_sweeps(pl, kc);
-    TSR_TRY(take_scratch(pl, kc));
-    plan_steps(pl, kc);
-    return 0;
-}
-
-static void run(const struct plan *pl, int n_parts, void (*fn)(void *, int, int), void *arg) {
-    if (!pl->serial) {
+static void run(const struct gemm_plan *pl, int n_parts, void (*fn)(void *, int, int), void *arg) {
+    if (pl->threads > 1) {
         tsr_pool_run(pl->pool, n_parts, fn, arg);
         return;
     }
@@ -196,112 +228,31 @@ static void run(const struct plan *pl, int n_parts, void (*fn)(void *, int, int)
         fn(arg, i, 0);
 }
 
-static void pack_part(void *arg, int part, int thread) {
-    (void)thread;
-    const struct sweep *s = arg;
-    const struct plan *pl = s->plan;
-    ptrdiff_t k0 = pl->blocks[s->block0].k0;
-    const struct gemm_block *last = &pl->blocks[s->block1 - 1];
-    int i = part * PACK_PANELS * MR, rows = min_int(PACK_PANELS * MR, s->rows - i);
-    TSR_FN(tsr_gemm_pack_a)(pl->a + part * PACK_PANELS * s->a_panel, pl->g, k0,
-                            (int)(last->k0 + last->k - k0), s->i0 + i, rows);
-}
-
-// The tiles of one item and k-block. b: its packed panels.
-static void item_block(const struct sweep *s, const struct gemm_block *block,
-                       const struct item *item, const float *b, float *own_state) {
-    const struct plan *pl = s->plan;
-    const struct tsr_gemm *g = pl->g;
-    ptrdiff_t a_at = (block->k0 - pl->blocks[s->block0].k0) * MR;
-    ptrdiff_t tile_state = pl->n_blocks > 1 ? pl->slots * TILE : 0;
-    float *state = pl->n_blocks > 1 ? pl->state : own_state;
-    int n_b = ceil_div(s->cols, NR);
-    struct gemm_tile t = {.g = g, .steps = pl->steps + block->step, .block = block};
-    bool from_c = block->open_in && block->first;
-    for (int ip = item->a0; ip < item->a1; ip++) {
-        t.a = pl->a + ip * s->a_panel + a_at;
-        t.i = s->i0 + ip * MR;
-        t.rows = min_int(MR, s->rows - ip * MR);
-        for (int jp = item->b0; jp < item->b1; jp++) {
-            bool turn = jp + 1 == item->b1; // the next tile is in the next row of tiles
-            ptrdiff_t tile = (ptrdiff_t)ip * n_b + jp;
-            t.j = s->j0 + jp * NR;
-            t.cols = min_int(NR, s->cols - jp * NR);
-            t.b = b + (ptrdiff_t)(jp - item->b0) * NR * block->k;
-            t.state = state + tile * tile_state;
-            t.fetch = t.a + s->a_panel + (jp - item->b0) * (ptrdiff_t)block->k * 4;
-            t.ahead = NULL;
-            if (turn && ip + 1 == item->a1) {
-            } else if (from_c) {
-                t.ahead_ld = g->ldc;
-                t.ahead = (const float *)g->c + (t.i + (turn ? MR : 0)) * g->ldc +
-                          (turn ? s->j0 + item->b0 * NR : t.j + NR);
-            } else if (block->open_in) {
-                t.ahead_ld = NR;
-                t.ahead = state + (turn ? tile + n_b - (jp - item->b0) : tile + 1) * tile_state;
-            }
-            TSR_FN(tsr_gemm_tile)(&t);
-        }
-    }
-}
-
-static void item_part(void *arg, int part, int thread) {
-    const struct sweep *s = arg;
-    const struct plan *pl = s->plan;
-    const struct item *item = &pl->items[part];
-    float *b = tsr_pool_scratch(pl->pool, thread, pl->thread_bytes);
-    float *own_state = b + pl->thread_bytes / sizeof(float) - (ptrdiff_t)pl->slots * TILE;
-    int j = item->b0 * NR, cols = min_int((item->b1 - item->b0) * NR, s->cols - j);
-    for (int k = s->block0; k < s->block1; k++) {
-        const struct gemm_block *block = &pl->blocks[k];
-        TSR_FN(tsr_gemm_pack_b)(b, pl->g, block->k0, block->k, s->j0 + j, cols);
-        item_block(s, block, item, b, own_state);
-    }
-}
-
-// Cuts the sweep into items that grow smaller towards the end, so that the threads finish
-// together: fewer panels of B, then one panel and a part of the rows.
-static void cut_items(struct sweep *s) {
-    const struct plan *pl = s->plan;
-    int threads = pl->serial ? 1 : tsr_pool_threads(pl->pool);
-    int n_b = ceil_div(s->cols, NR), n_a = ceil_div(s->rows, MR);
-    int tail = threads > 1 ? min_int(TAIL * threads, n_b) : 0;
-    int splits = n_a / MIN_SPLIT < 1 ? 1 : min_int(n_a / MIN_SPLIT, TAIL);
-    s->n_items = 0;
-    for (int at = 0, n; at < n_b - tail; at += n) {
-        n = threads == 1 ? pl->item_panels : (n_b - at) / (2 * threads);
-        n = min_int(min_int(n < 1 ? 1 : n, pl->item_panels), n_b - tail - at);
-        pl->items[s->n_items++] = (struct item){0, n_a, at, at + n};
-    }
-    for (int at = n_b - tail; at < n_b; at++) {
-        for (int i = 0; i < splits; i++)
-            pl->items[s->n_items++] =
-                (struct item){n_a * i / splits, n_a * (i + 1) / splits, at, at + 1};
-    }
-}
-
 int TSR_FN(tsr_gemm)(struct tsr_ctx *ctx, const struct tsr_gemm *g) {
-    check(g);
     if (g->m == 0 || g->n == 0)
         return 0;
     if (TSR_FN(tsr_gemm_is_few_rows)(g))
         return TSR_FN(tsr_gemm_few_rows)(ctx, g);
-    struct plan pl;
-    TSR_TRY(make_plan(&pl, ctx, g));
-    struct sweep s = {.plan = &pl};
-    for (s.j0 = 0; s.j0 < g->n; s.j0 += pl.nc) {
-        s.cols = min_int(pl.nc, g->n - s.j0);
-        for (s.i0 = 0; s.i0 < g->m; s.i0 += pl.mc) {
-            s.rows = min_int(pl.mc, g->m - s.i0);
-            cut_items(&s);
-            for (s.block0 = 0; s.block0 < pl.n_blocks; s.block0 = s.block1) {
-                s.block1 = min_int(s.block0 + pl.range_blocks, pl.n_blocks);
-                const struct gemm_block *last = &pl.blocks[s.block1 - 1];
-                s.a_panel = (last->k0 + last->k - pl.blocks[s.block0].k0) * MR;
-                run(&pl, ceil_div(s.rows, PACK_PANELS * MR), pack_part, &s);
-                run(&pl, s.n_items, item_part, &s);
-            }
+    struct gemm_plan pl;
+    TSR_TRY(TSR_FN(tsr_gemm_plan)(&pl, ctx, g));
+    struct sweep s = {.plan = &pl, .a = pl.a[0], .a_next = pl.a[1]};
+    set_range(&pl, &s.now);
+    run(&pl, gemm_ceil_div(s.now.rows, PACK_PANELS * MR), pack_part, &s);
+    for (bool more = true; more;) {
+        s.next = s.now;
+        more = advance(&pl, &s.next);
+        s.n_next = more ? gemm_ceil_div(s.next.rows, MR) : 0;
+        s.from = (struct source){0};
+        if (more) {
+            const struct gemm_block *b = &pl.blocks[s.next.block0];
+            s.from = find_source(g, true, b->k0, b->k, s.next.i0);
         }
+        s.n_items = TSR_FN(tsr_gemm_cut_items)(&pl, &s.now, s.n_next);
+        run(&pl, s.n_items, item_part, &s);
+        s.now = s.next;
+        float *packed = s.a_next;
+        s.a_next = s.a;
+        s.a = packed;
     }
     return 0;
 }

@@ -1,10 +1,11 @@
-// The packed matrix product's parts: plan and threads (gemm.c), packing (gemm_pack.c), the
-// register tile (gemm_tile.c), products of a few rows (gemm_rows.c).
+// The packed matrix product's parts: what is cut where (gemm_plan.c), threads (gemm.c), packing
+// (gemm_pack.c), the register tile (gemm_tile.c), products of a few rows (gemm_rows.c).
 //
 // Vocabulary: all terms of a product, segment after segment, are numbered by k from 0. They are
 // cut into k-blocks that a packed panel holds; a block is a list of steps; a *panel* is MR rows of
 // A or NR columns of B, packed so that a tile reads it from front to back:
-//   A panel: (k, MR)   B panel: (k, NR)   both zero-padded at the matrix' edge
+//   A panel: (k, MR)   B panel: (k, NR)
+// A *slice* is the part of A that is packed at a time, and the columns that it meets.
 #ifndef TSR_KERNELS_CPU_ISA_GEMM_H
 #define TSR_KERNELS_CPU_ISA_GEMM_H
 
@@ -37,19 +38,78 @@ static inline struct gemm_step gemm_end_piece(int k, int piece, int n_pieces, in
     return (struct gemm_step){k, adds, push};
 }
 
-// One tile's work on one k-block. state: slot 0 is the open chain, slot 1 + i node i of the
-// stack; each slot is a (MR, NR) tile.
+// Lines that are wanted in L2 soon: one for every LINE terms of the tile, `step` floats apart.
+struct gemm_fetch {
+    const float *p;
+    ptrdiff_t step;
+};
+
+#ifndef TMF
+#define TMF 4
+#endif
+enum { LINE = 16, MAX_FETCH = TMF };
+
+// One tile's work on one k-block.
 struct gemm_tile {
     const struct tsr_gemm *g;
     const struct gemm_step *steps; // of the block
     const struct gemm_block *block;
     const float *a, *b; // panels at the block's first term
-    float *state;
+    float *stack;       // the tree's nodes while the tile is worked on: (slots, MR, NR), in L1
+    float *state;       // between k-blocks: slot 0 is the open chain, slot 1 + i node i
     int i, j, rows, cols;
     const float *ahead; // the tile that the next call loads first, or NULL
     ptrdiff_t ahead_ld;
-    const float *fetch; // k / 4 lines that later calls read
+    struct gemm_fetch fetch[MAX_FETCH];
+    int n_fetch;
 };
+
+struct gemm_slice {
+    int i0, rows, j0, cols;
+    int block0, block1; // k-blocks
+    ptrdiff_t a_panel;  // floats of a panel of A
+};
+
+// What a thread does in one go: the tiles of A panels [a0, a1) and B panels [b0, b1), and by the
+// way packing panels [pack0, pack1) of the next slice's A.
+struct gemm_item {
+    int a0, a1, b0, b1;
+    int pack0, pack1;
+};
+
+struct gemm_plan {
+    const struct tsr_gemm *g;
+    struct tsr_pool *pool;
+    int threads;      // 1 when the product is too small for more
+    ptrdiff_t k;      // terms in all
+    int slots;        // of a tile's state: the open chain and the most nodes on the stack
+    int mc, nc;       // rows, columns of a slice
+    int range_blocks; // k-blocks of a slice
+    int item_panels;  // of B, at most: they stay in L2
+    int n_blocks;
+    struct gemm_block *blocks; // (n_blocks)
+    struct gemm_step *steps;
+    struct gemm_item *items; // of the slice at work
+    float *a[2];             // packed slices, this and the next
+    float *state;            // (A panels, B panels, slots, MR, NR) of a slice; n_blocks > 1
+    ptrdiff_t b_floats;      // a thread's scratch: panels of B, then the stack
+    size_t thread_bytes;
+};
+
+// Checks the product, decides on blocks and takes scratch from the pool. TSR_ENOMEM.
+int TSR_FN(tsr_gemm_plan)(struct gemm_plan *plan, struct tsr_ctx *ctx, const struct tsr_gemm *g);
+
+// Cuts a slice's tiles into items and shares `n_pack` panels among them; returns their number.
+int TSR_FN(tsr_gemm_cut_items)(const struct gemm_plan *plan, const struct gemm_slice *slice,
+                               int n_pack);
+
+static inline int gemm_ceil_div(ptrdiff_t a, ptrdiff_t b) {
+    return (int)((a + b - 1) / b);
+}
+
+static inline int gemm_min(ptrdiff_t a, ptrdiff_t b) {
+    return (int)(a < b ? a : b);
+}
 
 void TSR_FN(tsr_gemm_tile)(const struct gemm_tile *t);
 

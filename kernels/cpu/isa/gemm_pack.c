@@ -11,14 +11,6 @@ PACK_FN void pack_across(float *dst, int ld_dst, const float *src, ptrdiff_t ld,
     for (int p = 0; p < k; p += VW) {
         int n = k - p < VW ? k - p : VW;
         vec r[VW];
-#ifdef DPF
-        for (int i = 0; i < VW * ld_dst; i += 16)
-            __builtin_prefetch(dst + p * ld_dst + DPF + i, 1, 3);
-#endif
-#ifdef PPF
-        for (int i = 0; i < rows; i++)
-            __builtin_prefetch(src + i * ld + p + PPF, 0, PPL);
-#endif
 #pragma GCC unroll 16
         for (int i = 0; i < VW; i++) {
             if (i >= width || (!full && i >= rows))
@@ -60,9 +52,6 @@ PACK_FN void pack_along(float *panels, const float *src, ptrdiff_t ld, int k,
         for (; i + width <= count; i += width, d += panel_size) {
             __builtin_prefetch(s + i + PACK_AHEAD * ld);
             __builtin_prefetch(s + i + PACK_AHEAD * ld + width - 1);
-#ifdef DPF
-            __builtin_prefetch(d + DPF, 1, 3);
-#endif
             memcpy(d, s + i, (size_t)width * sizeof *d);
         }
         if (i < count) {

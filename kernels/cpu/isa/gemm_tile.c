@@ -2,9 +2,6 @@
 // order, joined over virtual pieces by the tree while they are in registers and L1.
 #include "kernels/cpu/isa/gemm.h"
 
-#ifndef PFL
-#define PFL 2
-#endif
 #define TILE_FN static inline __attribute__((always_inline))
 
 // acc(i, :) += A(i, p) B(p, :). rows and nv are constants where it is inlined.
@@ -22,18 +19,17 @@ TILE_FN void multiply_term(vec acc[MR][NV], const float *a, const float *b, int 
     }
 }
 
-// k terms, p ascending; fetches a line of `fetch` into L2 every 4 terms.
-TILE_FN void multiply(vec acc[MR][NV], const float *a, const float *b, int k, const float *fetch, int rows, int nv) {
-    int p = 0;
-    for (; p + 4 <= k; p += 4, a += 4 * MR, b += 4 * NR, fetch += 16) {
-#ifndef NOPF
-        __builtin_prefetch(fetch, 0, PFL);
-#endif
+// k terms, p ascending. The fetches keep pace: one line each for every LINE terms.
+TILE_FN void multiply(vec acc[MR][NV], const float *a, const float *b, int k,
+                      struct gemm_fetch *fetch, int n_fetch, int rows, int nv) {
+    for (; k >= LINE; k -= LINE) {
+        for (int f = 0; f < n_fetch; f++, fetch[f - 1].p += fetch[f - 1].step)
+            __builtin_prefetch(fetch[f].p, 0, 2);
 #pragma GCC unroll 4
-        for (int q = 0; q < 4; q++)
-            multiply_term(acc, a + q * MR, b + q * NR, rows, nv);
+        for (int p = 0; p < LINE; p++, a += MR, b += NR)
+            multiply_term(acc, a, b, rows, nv);
     }
-    for (; p < k; p++, a += MR, b += NR)
+    for (; k > 0; k--, a += MR, b += NR)
         multiply_term(acc, a, b, rows, nv);
 }
 
@@ -104,29 +100,35 @@ TILE_FN void store_c(const struct gemm_tile *t, vec acc[MR][NV], int rows, int n
     }
 }
 
-// Where this tile's result goes and what the next tile begins with.
-TILE_FN void prefetch(const struct gemm_tile *t, int rows) {
-    const float *c = (const float *)t->g->c + t->i * t->g->ldc + t->j;
-    for (int i = 0; i < rows && t->block->last; i++) {
-        __builtin_prefetch(c + i * t->g->ldc, 1);
-        __builtin_prefetch(c + i * t->g->ldc + NR - 1, 1);
-    }
-    for (int i = 0; i < rows && t->block->open_out; i++) {
-        __builtin_prefetch(t->state + i * NR, 1);
-        __builtin_prefetch(t->state + i * NR + VW, 1);
-    }
-    for (int i = 0; i < rows && t->ahead != NULL; i++) {
-        __builtin_prefetch(t->ahead + i * t->ahead_ld, 1);
-        __builtin_prefetch(t->ahead + i * t->ahead_ld + NR - 1, 1);
+TILE_FN void prefetch_tile(const float *p, ptrdiff_t ld, int rows) {
+    for (int i = 0; i < rows; i++) {
+        __builtin_prefetch(p + i * ld, 1);
+        __builtin_prefetch(p + i * ld + NR - 1, 1);
     }
 }
 
+// Where this tile's result goes, what the next tile begins with, and nodes used by and by.
+TILE_FN void prefetch(const struct gemm_tile *t, int rows) {
+    if (t->block->last)
+        prefetch_tile((const float *)t->g->c + t->i * t->g->ldc + t->j, t->g->ldc, rows);
+    if (t->block->open_out)
+        prefetch_tile(t->state, NR, rows);
+    if (t->ahead != NULL)
+        prefetch_tile(t->ahead, t->ahead_ld, rows);
+    for (int n = 0; n < t->block->n_nodes; n++)
+        prefetch_tile(t->state + (1 + n) * TILE, NR, rows);
+}
+
+// Nodes below `kept` are still in the state, where an earlier block left them.
 TILE_FN void tile_body(const struct gemm_tile *t, int rows, int nv) {
     const struct gemm_block *block = t->block;
-    const float *a = t->a, *b = t->b, *fetch = t->fetch;
-    float *node = t->state + TILE + (ptrdiff_t)block->n_nodes * TILE; // the next free one
+    const float *a = t->a, *b = t->b;
+    struct gemm_fetch fetch[MAX_FETCH];
+    int top = block->n_nodes, kept = block->n_nodes;
     vec acc[MR][NV];
     prefetch(t, rows);
+    for (int f = 0; f < t->n_fetch; f++)
+        fetch[f] = t->fetch[f];
     if (!block->open_in)
         set_zero(acc, rows, nv);
     else if (block->first)
@@ -135,27 +137,31 @@ TILE_FN void tile_body(const struct gemm_tile *t, int rows, int nv) {
         load_tile(acc, t->state, rows, nv);
     for (int s = 0; s < block->n_steps; s++) {
         const struct gemm_step *step = &t->steps[s];
-        multiply(acc, a, b, step->k, fetch, rows, nv);
-        fetch += (ptrdiff_t)step->k * 4;
+        multiply(acc, a, b, step->k, fetch, t->n_fetch, rows, nv);
         a += (ptrdiff_t)step->k * MR;
         b += (ptrdiff_t)step->k * NR;
         for (int n = 0; n < step->adds; n++) {
-            node -= TILE;
-            add_node(acc, node, rows, nv);
+            top--;
+            add_node(acc, top < kept ? t->state + (1 + top) * TILE : t->stack + top * TILE, rows,
+                     nv);
+            kept = top < kept ? top : kept;
         }
         if (step->push) {
-            store_tile(node, acc, rows, nv);
-            node += TILE;
+            store_tile(t->stack + top++ * TILE, acc, rows, nv);
             set_zero(acc, rows, nv);
         }
     }
     if (block->last && gemm_is_plain(t->g)) {
         store_c(t, acc, rows, nv);
     } else if (block->last) {
-        store_tile(t->state, acc, rows, nv);
-        TSR_FN(tsr_gemm_finish)(t->g, t->state, t->i, t->j, rows, t->cols);
-    } else if (block->open_out) {
-        store_tile(t->state, acc, rows, nv);
+        store_tile(t->stack, acc, rows, nv);
+        TSR_FN(tsr_gemm_finish)(t->g, t->stack, t->i, t->j, rows, t->cols);
+    } else {
+        if (block->open_out)
+            store_tile(t->state, acc, rows, nv);
+        if (top > kept)
+            memcpy(t->state + (1 + kept) * TILE, t->stack + kept * TILE,
+                   (size_t)((top - kept) * TILE) * sizeof(float));
     }
 }
 
