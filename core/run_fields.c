@@ -193,9 +193,9 @@ const char *tsr_field_type_text(const struct tsr_field *f, char buf[static 200])
     case TSR_FIELD_JSON:
         return "mapping of config.json keys";
     case TSR_FIELD_SOURCES:
-        return "list of paths or {path, weight}";
+        break;
     }
-    TSR_ASSERT(!"an unknown type of field");
+    return "list of paths or {path, weight}";
 }
 
 void tsr_run_fields_each(void (*fn)(const char *path, const char *type, const char *dflt,

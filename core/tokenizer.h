@@ -50,9 +50,9 @@ struct tsr_bpe_train {
     int32_t vocab_size;       // with the 256 bytes and the special tokens
     const char *const *files; // text files
     int n_files;
-    const char *out_dir;  // gets tokenizer.json and tokenizer_config.json
-    bool llama3_pattern;  // else GPT-2's
-    const char *eos;      // the special token, "<|endoftext|>"
+    const char *out_dir; // gets tokenizer.json and tokenizer_config.json
+    bool llama3_pattern; // else GPT-2's
+    const char *eos;     // the special token, "<|endoftext|>"
 };
 
 // Trains and writes. Deterministic: ties go to the pair that HF tokenizers' trainer takes.

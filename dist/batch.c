@@ -102,9 +102,8 @@ void tsr_batch_map(struct tsr_batch *b, const struct tsr_net *net, int index,
         int piece = replica - b->first_piece;
         b->piece_rows[b->n_piece_rows++] = (struct tsr_rows){s * T, T, piece};
         map_tokens(b, net, s, replica);
-        for (int t = 0; t < held; t++) {
+        for (int t = 0; t < held; t++)
             b->pos_local[s * held + t] = b->pos[s * T + b->tok_lo + t];
-        }
     }
     b->n_local_segs = b->n_seqs;
 }

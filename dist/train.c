@@ -144,6 +144,8 @@ static struct tsr_adamw hyper(const struct tsr_trainer *t, double lr, double gra
     return (struct tsr_adamw){.lr = (float)lr,
                               .beta1 = (float)r->train.beta1,
                               .beta2 = (float)r->train.beta2,
+                              .rest1 = (float)(1.0 - r->train.beta1),
+                              .rest2 = (float)(1.0 - r->train.beta2),
                               .eps = (float)r->train.eps,
                               .weight_decay = (float)r->train.weight_decay,
                               .bias1 = (float)(1.0 - pow(r->train.beta1, n)),

@@ -120,6 +120,7 @@ struct tsr_kv_slot {
 
 struct tsr_adamw {
     float lr, beta1, beta2, eps, weight_decay;
+    float rest1, rest2;      // 1 - beta1, 1 - beta2, rounded once: 1 - 0.999f is off by 1e-5
     float bias1, bias2_sqrt; // 1 - beta1^t, sqrt(1 - beta2^t)
     float grad_scale;        // clipping
 };

@@ -29,7 +29,7 @@ static bool always(void) {
 }
 
 static const struct isa isas[] = {
-    // the best first
+// the best first
 #if defined(__x86_64__)
     {&tsr_ops_avx512, has_avx512, tsr_fma_loop_avx512},
     {&tsr_ops_avx2, has_avx2, tsr_fma_loop_avx2},

@@ -96,8 +96,14 @@ static void run_shape(struct tsr_ctx *ctx, const struct shape *s, int reps) {
         g->a = a + r.lo * g->a_p;
         g->b = b + r.lo * g->b_p;
     }
-    struct tsr_gemm g = {.m = s->m, .n = s->n, .n_pieces = s->n_pieces, .n_segs = s->n_pieces,
-                         .segs = segs, .mode = s->mode, .c = c, .ldc = s->n};
+    struct tsr_gemm g = {.m = s->m,
+                         .n = s->n,
+                         .n_pieces = s->n_pieces,
+                         .n_segs = s->n_pieces,
+                         .segs = segs,
+                         .mode = s->mode,
+                         .c = c,
+                         .ldc = s->n};
     double best = 1e30, flops = 2.0 * (double)m * (double)n * (double)k;
     double peak = tsr_cpu_measure_peak(ctx);
     int n_runs = (int)(1e9 * reps / flops) + reps;
@@ -137,8 +143,8 @@ int main(int argc, char **argv) {
     }
     struct tsr_ctx ctx;
     if (reps < 1 || tsr_cpu_open(&ctx, isa, threads) != 0) {
-        fprintf(stderr, "bench_gemm: %s\n", reps < 1 ? "--reps: expected 1 or more"
-                                                     : tsr_error_text());
+        fprintf(stderr, "bench_gemm: %s\n",
+                reps < 1 ? "--reps: expected 1 or more" : tsr_error_text());
         return 2;
     }
     printf("%s, %d threads\n", tsr_cpu_isa(&ctx), threads);

@@ -16,7 +16,7 @@ import time
 import unittest
 import uuid
 
-TESSERA = os.environ.get("TESSERA", "build/release/tessera")
+TESSERA = os.path.abspath(os.environ.get("TESSERA", "build/release/tessera"))
 FAULT = os.environ.get("TESSERA_FAULT_LIBRARY", "")
 SLOW = os.environ.get("TESSERA_TEST_SLOW") == "1"  # a sanitizer build
 TIMEOUT_S = 400 if SLOW else 120
@@ -96,6 +96,21 @@ def command_line(args, ranks, preload):
     return mpirun + line
 
 
+def content(folder):
+    """All files below a folder: {name: bytes}."""
+    found = {}
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with open(os.path.join(root, name), "rb") as f:
+                found[os.path.relpath(os.path.join(root, name), folder)] = f.read()
+    return found
+
+
+def some(cases):
+    """All cases, or every fourth where a sanitizer makes them slow."""
+    return list(cases)[::4] if SLOW else cases
+
+
 class Case(unittest.TestCase):
     """A test with a folder for the whole class, self.dir."""
 
@@ -111,8 +126,9 @@ class Case(unittest.TestCase):
         return os.path.join(self.dir, *parts)
 
     def run_tessera(self, *args, ranks=0, env=None, stdin=b"", stdout=None, limits=(), preload="",
-                    cwd=None):
-        """ranks 0: without mpirun. limits: pairs of resource and bytes."""
+                    during=None):
+        """ranks 0: without mpirun. limits: pairs of resource and bytes. during: is called with the
+        process while it runs."""
         mark = uuid.uuid4().hex
         variables = {**os.environ, **MPI, MARK: mark, **(env or {})}
         if preload and ranks == 0:
@@ -123,9 +139,11 @@ class Case(unittest.TestCase):
             for what, value in limits:
                 resource.setrlimit(what, (value, value))
 
-        p = subprocess.Popen(command_line(args, ranks, preload), cwd=cwd or self.dir,
+        p = subprocess.Popen(command_line(args, ranks, preload), cwd=self.dir,
                              env=variables, preexec_fn=prepare, stdin=subprocess.PIPE,
                              stdout=stdout or subprocess.PIPE, stderr=subprocess.PIPE)
+        if during:
+            during(p)
         try:
             out, err = p.communicate(stdin, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:

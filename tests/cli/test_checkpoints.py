@@ -4,9 +4,12 @@ import glob
 import json
 import os
 import shutil
+import signal
 import struct
+import time
 
 import cli
+from cli import content
 
 ANOTHER = {**cli.MODEL, "num_hidden_layers": 3}
 
@@ -17,15 +20,6 @@ def flip(path, at, bit=3):
         byte = f.read(1)[0]
         f.seek(at)
         f.write(bytes([byte ^ 1 << bit]))
-
-
-def content(folder):
-    found = {}
-    for root, _, files in os.walk(folder):
-        for name in files:
-            with open(os.path.join(root, name), "rb") as f:
-                found[os.path.relpath(os.path.join(root, name), folder)] = f.read()
-    return found
 
 
 class Checkpoints(cli.Case):
@@ -98,9 +92,9 @@ class Checkpoints(cli.Case):
 
     def test_damage(self):
         """auto: says so and goes on from the one before; DIR: refuses."""
-        for what in ("manifest bit", "manifest cut", "manifest empty", "manifest gone", "shard cut",
+        for what in cli.some(("manifest bit", "manifest cut", "manifest empty", "manifest gone", "shard cut",
                      "shard longer", "shard gone", "stranger", "shard 0 0", "shard 0 0.5",
-                     "shard 1 0.01", "shard 2 0.99", "state 0 0.5", "config 0 0.5"):
+                     "shard 1 0.01", "shard 2 0.99", "state 0 0.5", "config 0 0.5")):
             ranks = 2 if what in ("manifest cut", "shard 0 0.5") else 0
             with self.subTest(what):
                 self.setUp()
@@ -162,6 +156,36 @@ class Checkpoints(cli.Case):
         before = content(self.path("run/checkpoints"))
         self.good("train", self.run_path, "train.steps=2")
         self.assertEqual(content(self.path("run/checkpoints")), before)
+
+
+class Interrupted(cli.Case):
+    def test_signals(self):
+        """Exit 5 with a checkpoint of the step that was just done; the same command goes on."""
+        self.tokens("tokens")
+        run = self.run_file(train={"steps": 1000000})
+        for sent, ranks in ((signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGUSR1, 0),
+                            (signal.SIGUSR1, 2)):
+            def send(process, sent=sent):
+                deadline = time.monotonic() + cli.TIMEOUT_S
+                log, done = self.path("run/metrics.jsonl"), self.steps()
+                while time.monotonic() < deadline:
+                    if os.path.exists(log):
+                        with open(log) as f:
+                            if len(f.readlines()) > done:
+                                break
+                    time.sleep(0.05)
+                process.send_signal(sent)
+
+            before = self.steps()
+            result = self.run_tessera("train", run, ranks=ranks, during=send)
+            self.assertEqual((result.code, result.errors), (cli.INTERRUPTED, []), result)
+            self.assertIn("the same command continues", result.err)
+            self.assertGreater(self.steps(), before)
+
+    def steps(self):
+        """Steps completed by the newest checkpoint."""
+        names = sorted(os.path.basename(p) for p in glob.glob(self.path("run/checkpoints/step-*")))
+        return int(names[-1][5:]) if names else 0
 
 
 class State(cli.Case):

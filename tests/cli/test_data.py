@@ -96,7 +96,8 @@ class Data(cli.Case):
         with open(self.path("tokens.idx"), "rb") as f:
             idx = f.read()
         shutil.copy(self.path("tokens.bin"), self.path("cut.bin"))
-        for n in [*range(0, 40, 3), len(idx) // 2, len(idx) - 9, len(idx) - 8, len(idx) - 1]:
+        for n in cli.some([*range(0, 40, 3), len(idx) // 2, len(idx) - 9, len(idx) - 8,
+                           len(idx) - 1]):
             self.write("cut.idx", idx[:n])
             self.bad(2, "cut.idx", "data", "info", "cut")
         self.write("cut.idx", idx + b"\0" * 7)
@@ -110,7 +111,7 @@ class Data(cli.Case):
         shutil.copy(self.path("tokens.bin"), self.path("flip.bin"))
         n_sequences = struct.unpack_from("<Q", idx, 18)[0]
         before = self.good("data", "info", "tokens", "--json").out
-        for at in [*range(0, 42), 34 + 4 * n_sequences, *range(43, len(idx), 61)]:
+        for at in cli.some([*range(0, 42), 34 + 4 * n_sequences, *range(43, len(idx), 61)]):
             for bit in (0, 7):
                 flipped = bytearray(idx)
                 flipped[at] ^= 1 << bit

@@ -7,7 +7,7 @@ import shutil
 import unittest
 
 import cli
-from test_checkpoints import content
+from cli import content
 
 FULL, BROKEN = str(-errno.ENOSPC), str(errno.EIO)
 TEXTS = {FULL: os.strerror(errno.ENOSPC), BROKEN: os.strerror(errno.EIO)}

@@ -79,14 +79,15 @@ class Models(cli.Case):
                            ("hidden_size", 10**18), ("hidden_size", 32.5), ("vocab_size", 0),
                            ("num_hidden_layers", 10**9), ("num_attention_heads", 0),
                            ("num_key_value_heads", 3), ("rope_theta", "x"), ("hidden_act", "mish"),
-                           ("rms_norm_eps", -1), ("model_type", 3),
-                           ("rope_scaling", {"rope_type": "llama3"})):
+                           ("rms_norm_eps", -1), ("model_type", 3)):
             self.write("m/config.json", json.dumps({**good, key: value}))
             with self.subTest(key=key, value=value):
                 self.refuse(["config.json", key])
         yarn = {"rope_type": "yarn", "factor": 2}
         self.write("m/config.json", json.dumps({**good, "rope_scaling": yarn}))
         self.refuse(["config.json", "yarn", "llama3"])
+        self.write("m/config.json", json.dumps({**good, "rope_scaling": {"rope_type": "llama3"}}))
+        self.refuse(["config.json", "llama3", "factor"])
         # Sizes that fit each other but not the weights.
         self.write("m/config.json", json.dumps({**good, "intermediate_size": 64}))
         self.refuse(["mlp", "48", "64"])

@@ -187,7 +187,7 @@ def run_group(lab, name):
     check_covering(group, chosen, feasible)
     n_all = len(chosen)
     if SLOW_BUILD:
-        chosen = chosen[:4]
+        chosen = chosen[2::len(chosen) // 4][:4]
     reference = {"layout": (1, 1, 1), "schedule": ("1f1b", 1), "micro_batch": 1, "sequence": False,
                  "recompute": "none", "threads": 1, "cpu": laboratory.cpus()[0]}
     print(f"{name}: {len(chosen)} of {n_all} cases (pairwise of {len(feasible)})\n"

@@ -1,4 +1,4 @@
-"""`parallel.exact: false` may sum in another order, but computes the same: loss and gradient norm of
+"""`parallel.exact: false` may sum in another order, but computes the same: loss and norm of
 20 steps agree with exact mode to 1e-5 relative.
 
 The bound is the fp32 rounding of sums of a few hundred terms (6e-8 a term, signs at random), grown

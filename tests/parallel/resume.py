@@ -3,7 +3,6 @@ writes the metrics and the weights of one that was left alone. No process stays 
 """
 import os
 import signal
-import subprocess
 import time
 
 import lab as laboratory
@@ -56,8 +55,8 @@ def arguments(layout, run_dir):
 def start(lab, run_file, layout, run_dir):
     n_ranks = layout["tp"] * layout["pp"] * layout["dp"]
     log = open(lab.dir / "output", "w", encoding="utf-8")
-    return subprocess.Popen(lab.command(n_ranks, "train", run_file, *arguments(layout, run_dir)),
-                            env=laboratory.environment(), stdout=log, stderr=log)
+    return lab.start(lab.command(n_ranks, "train", run_file, *arguments(layout, run_dir)),
+                     laboratory.environment(), stdout=log, stderr=log)
 
 
 def n_lines(run_dir):
@@ -109,7 +108,7 @@ def kill_rank(lab, run_file, layout, run_dir, step, rng):
     assert len(ranks) == layout["tp"] * layout["pp"] * layout["dp"], f"ranks: {ranks}"
     assert process.poll() is None, "the run ended before the kill"
     os.kill(ranks[victim], signal.SIGKILL)
-    code = process.wait(60)
+    code = process.wait(laboratory.RUN_LIMIT_S)
     laboratory.check_all_gone(ranks + [process.pid])
     assert code != 0, "mpirun reports success although a rank was killed"
     print(f"{layout}: rank {victim} killed after step {n_lines(run_dir)}, exit code {code}",
@@ -152,7 +151,7 @@ def interrupted(lab):
         wait_for_step(lab, process, run_dir, step + 2)
         ranks = ranks_of(process, layout)
         process.send_signal(sig)
-        code = process.wait(60)
+        code = process.wait(laboratory.RUN_LIMIT_S)
         laboratory.check_all_gone(ranks + [process.pid])
         step = n_lines(run_dir)
         saved = laboratory.checkpoint(run_dir).name

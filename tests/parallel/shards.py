@@ -6,7 +6,6 @@ docs/parallelism.md, "Bytes per step", which are written down here a second time
 import json
 import math
 import os
-import subprocess
 
 import lab as laboratory
 from lab import SLOW_BUILD
@@ -43,13 +42,9 @@ def bench(lab, model, layout, extra=()):
     run_file = lab.write_run("bench", RUN.format(model=json.dumps(model), T=T, batch=BATCH,
                                                  micro=MICRO, dropout=DROPOUT))
     settings = [f"parallel.tp={tp}", f"parallel.pp={pp}", f"parallel.dp={dp}", *extra]
-    out = subprocess.run(lab.command(math.prod(layout), "bench", "train", run_file, *settings,
-                                     "--json", "--steps", "2"),
-                         env=laboratory.environment(), capture_output=True, text=True,
-                         timeout=laboratory.RUN_LIMIT_S)
-    if out.returncode != 0:
-        raise RuntimeError(f"{layout}: exit code {out.returncode}\n{out.stderr}")
-    return json.loads(out.stdout.splitlines()[-1])
+    command = lab.command(math.prod(layout), "bench", "train", run_file, *settings, "--json",
+                          "--steps", "2")
+    return json.loads(lab.output(command, laboratory.environment()).splitlines()[-1])
 
 
 # The model's tensors: (elements, how tensor parallelism deals them out, how they are summed).

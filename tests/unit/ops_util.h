@@ -81,6 +81,8 @@ struct sink {
 };
 
 static inline void emit(struct sink *s, const float *x, size_t n) {
+    if (n == 0)
+        return;
     if (s->n + n > s->cap) {
         s->cap = 2 * (s->n + n) + 64;
         s->v = realloc(s->v, s->cap * sizeof *s->v);

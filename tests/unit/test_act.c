@@ -63,7 +63,7 @@ static void check_act(const struct act_case *q) {
 
 static void test_values(void **state) {
     (void)state;
-    static const size_t sizes[] = {0, 1, 15, 16, 17, 63, 200, 40001};
+    static const size_t sizes[] = {0, 1, 15, 16, 17, 63, 200, 20001};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int a = 0; a < N_ACTS; a++) {
             size_t n = sizes[s];
@@ -103,7 +103,7 @@ static void test_far(void **state) {
 // The value of an element doesn't depend on where it stands.
 static void test_position(void **state) {
     (void)state;
-    enum { N = 30000 };
+    enum { N = 15000 };
     float *x = buf_random(N, 9, -6, 6), *up = buf_random(N, 8, -2, 2);
     for (int a = 0; a < N_ACTS; a++) {
         struct act_case q = {acts[a], N, x, up, up};

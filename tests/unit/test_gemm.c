@@ -320,8 +320,8 @@ static void test_long_sums(void **state) {
         int m, n, k, pieces;
         enum tsr_gemm_mode mode;
     } cases[] = {
-        {5, 3, 2000, 1, TSR_GEMM_STORE}, {6, 40, 2309, 3, TSR_GEMM_STORE},
-        {5, 2, 9001, 8, TSR_GEMM_ADD},   {13, 5, 3333, 1, TSR_GEMM_CHAIN},
+        {5, 3, 2000, 1, TSR_GEMM_STORE},  {6, 40, 2309, 3, TSR_GEMM_STORE},
+        {5, 2, 9001, 8, TSR_GEMM_ADD},    {13, 5, 3333, 1, TSR_GEMM_CHAIN},
         {5, 1, 25000, 5, TSR_GEMM_STORE}, {2, 3, 3100, 7, TSR_GEMM_STORE},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
@@ -348,9 +348,9 @@ int main(void) {
         }
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random),      cmocka_unit_test(test_tile_edges),
-        cmocka_unit_test(test_nothing),     cmocka_unit_test(test_signed_zero),
-        cmocka_unit_test(test_not_finite),  cmocka_unit_test(test_long_sums),
+        cmocka_unit_test(test_random),     cmocka_unit_test(test_tile_edges),
+        cmocka_unit_test(test_nothing),    cmocka_unit_test(test_signed_zero),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_long_sums),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     for (int t = 0; t < n_ctx; t++)

@@ -44,7 +44,7 @@ static const struct shape shapes[] = {
     {3, 1111, 300, 8, true, false, TSR_GEMM_STORE, true},
     {4, 500, 900, 3, true, false, TSR_GEMM_ADD, true},
     {5, 700, 901, 8, true, false, TSR_GEMM_STORE, false},
-    {2100, 65, 40, 2, false, true, TSR_GEMM_CHAIN, false}, // two ranges of rows
+    {2100, 65, 40, 2, false, true, TSR_GEMM_CHAIN, false},  // two ranges of rows
     {1370, 650, 800, 8, true, true, TSR_GEMM_STORE, false}, // and of k, and of columns
     {700, 97, 1700, 7, true, false, TSR_GEMM_ADD, false},
     {333, 200, 2600, 1, false, true, TSR_GEMM_CHAIN, false},

@@ -16,8 +16,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#ifndef TSR_GOLDEN_DIR
-#define TSR_GOLDEN_DIR "tests/golden"
+#ifndef TESSERA_GOLDEN_DIR
+#define TESSERA_GOLDEN_DIR "tests/golden"
 #endif
 
 static const char *const GOLDENS[] = {"uint16", "int32",  "int64", "int16", "int8",
@@ -39,7 +39,7 @@ static struct bytes slurp(const char *prefix, const char *suffix) {
 
 static const char *golden(const char *name) {
     static char path[TSR_PATH_MAX];
-    snprintf(path, sizeof path, "%s/indexed/%s", TSR_GOLDEN_DIR, name);
+    snprintf(path, sizeof path, "%s/indexed/%s", TESSERA_GOLDEN_DIR, name);
     return path;
 }
 

@@ -135,7 +135,7 @@ static void check_adamw(const struct adamw_case *q) {
     struct sink out = run_everywhere(run_adamw, q);
     const struct tsr_adamw *p = &q->p;
     const float *gm = out.v + q->rows * q->ldw, *gv = gm + q->rows * q->cols;
-    double b1 = (double)p->beta1, b2 = (double)p->beta2, lr = (double)p->lr;
+    const double b1 = 0.9, b2 = 0.999, lr = (double)p->lr; // as the user wrote them
     for (int64_t i = 0; i < q->rows; i++)
         for (int64_t j = 0; j < q->ldw; j++) {
             int64_t k = i * q->cols + j;
@@ -168,9 +168,16 @@ static void test_adamw(void **state) {
                 int t = first ? 1 : 50;
                 q.ldw = q.cols + gap;
                 q.ldg = q.cols + gap / 2;
-                q.p = (struct tsr_adamw){1e-3f, 0.9f, 0.999f, 1e-8f, 0.1f, 0, 0, 0.7f};
-                q.p.bias1 = (float)(1 - pow((double)q.p.beta1, t));
-                q.p.bias2_sqrt = (float)sqrt(1 - pow((double)q.p.beta2, t));
+                q.p = (struct tsr_adamw){.lr = 1e-3f,
+                                         .beta1 = 0.9f,
+                                         .beta2 = 0.999f,
+                                         .rest1 = (float)(1 - 0.9),
+                                         .rest2 = (float)(1 - 0.999),
+                                         .eps = 1e-8f,
+                                         .weight_decay = 0.1f,
+                                         .bias1 = (float)(1 - pow(0.9, t)),
+                                         .bias2_sqrt = (float)sqrt(1 - pow(0.999, t)),
+                                         .grad_scale = 0.7f};
                 size_t n = (size_t)(q.rows * q.cols);
                 q.w = buf_random((size_t)(q.rows * q.ldw), 1, -1, 1);
                 q.g = buf_random((size_t)(q.rows * q.ldg), 2, -1e-2f, 1e-2f);
@@ -186,11 +193,11 @@ static void test_adamw(void **state) {
 static void test_adamw_invariance(void **state) {
     (void)state;
     float w[3] = {1, -2, 0}, m[3] = {0}, v[3] = {0}, g[3] = {0};
-    struct tsr_adamw p = {0.1f, 0.9f, 0.95f, 1e-8f, 0, 0.1f, 0.2f, 1};
+    struct tsr_adamw p = {0.1f, 0.9f, 0.95f, 1e-8f, 0, 0.1f, 0.05f, 0.1f, 0.2f, 1};
     struct tsr_ctx *ctx = &test_ctx[0][0];
     assert_int_equal(ctx->ops->adamw(ctx, &p, w, 3, m, v, g, 3, 1, 3), 0);
     assert_true(w[0] == 1 && w[1] == -2 && w[2] == 0 && m[0] == 0 && v[2] == 0);
-    struct adamw_case q = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 0.6f, 1},
+    struct adamw_case q = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 0.5f, 0.6f, 1},
                            30,
                            90,
                            90,

@@ -213,9 +213,12 @@ static void test_copy_2d(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_part_once), cmocka_unit_test(test_workers_take_part),
-        cmocka_unit_test(test_caller_waits),    cmocka_unit_test(test_scratch),
-        cmocka_unit_test(test_open),            cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_every_part_once),
+        cmocka_unit_test(test_workers_take_part),
+        cmocka_unit_test(test_caller_waits),
+        cmocka_unit_test(test_scratch),
+        cmocka_unit_test(test_open),
+        cmocka_unit_test(test_memory),
         cmocka_unit_test(test_copy_2d),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,9 +23,9 @@ struct gemm_step {
 struct gemm_block {
     ptrdiff_t k0;
     int k;
-    int step, n_steps;       // in the plan's list
-    int n_nodes;             // on the stack when the block begins
-    bool open_in, open_out;  // a chain crosses the block's lower, upper border
+    int step, n_steps;      // in the plan's list
+    int n_nodes;            // on the stack when the block begins
+    bool open_in, open_out; // a chain crosses the block's lower, upper border
     bool first, last;
 };
 
@@ -38,17 +38,6 @@ static inline struct gemm_step gemm_end_piece(int k, int piece, int n_pieces, in
     return (struct gemm_step){k, adds, push};
 }
 
-// Lines that are wanted in L2 soon: one for every LINE terms of the tile, `step` floats apart.
-struct gemm_fetch {
-    const float *p;
-    ptrdiff_t step;
-};
-
-#ifndef TMF
-#define TMF 4
-#endif
-enum { LINE = 16, MAX_FETCH = TMF };
-
 // One tile's work on one k-block.
 struct gemm_tile {
     const struct tsr_gemm *g;
@@ -60,8 +49,6 @@ struct gemm_tile {
     int i, j, rows, cols;
     const float *ahead; // the tile that the next call loads first, or NULL
     ptrdiff_t ahead_ld;
-    struct gemm_fetch fetch[MAX_FETCH];
-    int n_fetch;
 };
 
 struct gemm_slice {
@@ -70,11 +57,9 @@ struct gemm_slice {
     ptrdiff_t a_panel;  // floats of a panel of A
 };
 
-// What a thread does in one go: the tiles of A panels [a0, a1) and B panels [b0, b1), and by the
-// way packing panels [pack0, pack1) of the next slice's A.
+// What a thread does in one go: the tiles of A panels [a0, a1) and B panels [b0, b1).
 struct gemm_item {
     int a0, a1, b0, b1;
-    int pack0, pack1;
 };
 
 struct gemm_plan {
@@ -90,7 +75,7 @@ struct gemm_plan {
     struct gemm_block *blocks; // (n_blocks)
     struct gemm_step *steps;
     struct gemm_item *items; // of the slice at work
-    float *a[2];             // packed slices, this and the next
+    float *a;                // the packed slice
     float *state;            // (A panels, B panels, slots, MR, NR) of a slice; n_blocks > 1
     ptrdiff_t b_floats;      // a thread's scratch: panels of B, then the stack
     size_t thread_bytes;
@@ -99,9 +84,8 @@ struct gemm_plan {
 // Checks the product, decides on blocks and takes scratch from the pool. TSR_ENOMEM.
 int TSR_FN(tsr_gemm_plan)(struct gemm_plan *plan, struct tsr_ctx *ctx, const struct tsr_gemm *g);
 
-// Cuts a slice's tiles into items and shares `n_pack` panels among them; returns their number.
-int TSR_FN(tsr_gemm_cut_items)(const struct gemm_plan *plan, const struct gemm_slice *slice,
-                               int n_pack);
+// Cuts a slice's tiles into items; returns their number.
+int TSR_FN(tsr_gemm_cut_items)(const struct gemm_plan *plan, const struct gemm_slice *slice);
 
 static inline int gemm_ceil_div(ptrdiff_t a, ptrdiff_t b) {
     return (int)((a + b - 1) / b);

@@ -6,11 +6,22 @@
 
 // dst[p ld_dst + r] = src[r ld + p] for r < rows, p < k, by VW x VW transposes. width is VW or MR:
 // that many lanes are written; rows from `rows` on read as zero. width and full are constants.
+// Meanwhile the next `width` rows are fetched, row after row: memory is quickest in long runs.
 PACK_FN void pack_across(float *dst, int ld_dst, const float *src, ptrdiff_t ld, int rows, int k,
                          int width, bool full) {
+    const float *next = src + width * ld;
+    int next_p = 0;
     for (int p = 0; p < k; p += VW) {
         int n = k - p < VW ? k - p : VW;
         vec r[VW];
+        for (int i = 0; i < width * VW; i += LINE) {
+            __builtin_prefetch(next + next_p);
+            next_p += LINE;
+            if (next_p >= k) {
+                next_p = 0;
+                next += ld;
+            }
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < VW; i++) {
             if (i >= width || (!full && i >= rows))
@@ -31,34 +42,38 @@ PACK_FN void pack_across(float *dst, int ld_dst, const float *src, ptrdiff_t ld,
     }
 }
 
+enum { CHUNK = 16 }; // terms that stay in L1 while they are dealt out to panels
+
+// Panels of `width` rows or columns whose values of one term lie side by side in memory: lines
+// are read whole, the next chunk's ahead. width is a constant.
+PACK_FN void pack_along(float *panels, const float *src, ptrdiff_t ld, int k, ptrdiff_t panel_size,
+                        int count, int width) {
+    for (int p0 = 0; p0 < k; p0 += CHUNK) {
+        int n = k - p0 < CHUNK ? k - p0 : CHUNK;
+        for (int p = p0 + CHUNK; p < p0 + 2 * CHUNK; p++) {
+            for (int i = 0; i < count; i += LINE)
+                __builtin_prefetch(src + p * ld + i);
+        }
+        for (int i = 0; i < count; i += width) {
+            float *d = panels + i / width * panel_size + (ptrdiff_t)p0 * width;
+            const float *s = src + p0 * ld + i;
+            bool full = count - i >= width;
+            for (int p = 0; p < n && full; p++, d += width, s += ld)
+                memcpy(d, s, (size_t)width * sizeof *d);
+            for (int p = 0; p < n && !full; p++, d += width, s += ld) {
+                memset(d, 0, (size_t)width * sizeof *d);
+                memcpy(d, s, (size_t)(count - i) * sizeof *d);
+            }
+        }
+    }
+}
+
 // The terms of segment s, which begins at term `at`, that lie in [k0, k0 + k).
 static struct tsr_range overlap(const struct tsr_gemm_seg *s, ptrdiff_t at, ptrdiff_t k0, int k) {
     struct tsr_range r = {k0 > at ? k0 - at : 0, s->k};
     if (r.hi > k0 + k - at)
         r.hi = k0 + k - at;
     return r;
-}
-
-enum { PACK_AHEAD = 8 }; // rows that are fetched before they are needed
-
-// Panels of `width` rows or columns whose values of one term lie side by side in memory: lines
-// are read whole, in long runs. width is a constant.
-PACK_FN void pack_along(float *panels, const float *src, ptrdiff_t ld, int k,
-                        ptrdiff_t panel_size, int count, int width) {
-    for (int p = 0; p < k; p++) {
-        const float *s = src + p * ld;
-        float *d = panels + (ptrdiff_t)p * width;
-        int i = 0;
-        for (; i + width <= count; i += width, d += panel_size) {
-            __builtin_prefetch(s + i + PACK_AHEAD * ld);
-            __builtin_prefetch(s + i + PACK_AHEAD * ld + width - 1);
-            memcpy(d, s + i, (size_t)width * sizeof *d);
-        }
-        if (i < count) {
-            memset(d, 0, (size_t)width * sizeof *d);
-            memcpy(d, s + i, (size_t)(count - i) * sizeof *d);
-        }
-    }
 }
 
 static void pack_a_across(float *panels, const float *src, ptrdiff_t ld, int k,

@@ -8,10 +8,10 @@
 #define ROWS_FN static inline __attribute__((always_inline))
 
 enum {
-    MAX_ROWS = 4,               // beyond, packing pays
-    SERIAL_BYTES = 64 << 10,    // of B, below which waking threads doesn't pay
-    NEAR_BYTES = 256 << 10,     // a panel's worth of B that may be fetched ahead as a whole
-    NODES = 32,                 // no tree of int pieces is deeper
+    MAX_ROWS = 4,            // beyond, packing pays
+    SERIAL_BYTES = 64 << 10, // of B, below which waking threads doesn't pay
+    NEAR_BYTES = 256 << 10,  // a panel's worth of B that may be fetched ahead as a whole
+    NODES = 32,              // no tree of int pieces is deeper
 };
 
 struct rows_job {
@@ -47,7 +47,7 @@ ROWS_FN void multiply_block(vec acc[MAX_ROWS][NV], int v, const float *a, ptrdif
     for (int p = 0; p < VW; p++) {
         if (p >= n)
             break;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < rows; i++)
             acc[i][v] = vec_fma(vec_set1(a[i * a_i + p * a_p]), r[p], acc[i][v]);
     }
@@ -75,7 +75,7 @@ ROWS_FN void multiply_segment(vec acc[MAX_ROWS][NV], const struct tsr_gemm_seg *
 
 ROWS_FN void move_tile(float *p, ptrdiff_t ld, vec acc[MAX_ROWS][NV], int cols, int rows,
                        bool load) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++) {
@@ -124,20 +124,21 @@ ROWS_FN void panel_body(const struct tsr_gemm *g, int j, int cols, int rows) {
     }
 }
 
-static void panel(const struct tsr_gemm *g, int j, int cols) {
-    switch (g->m) {
-    case 1:
-        panel_body(g, j, cols, 1);
-        break;
-    case 2:
-        panel_body(g, j, cols, 2);
-        break;
-    case 3:
-        panel_body(g, j, cols, 3);
-        break;
-    default:
-        panel_body(g, j, cols, 4);
+#define EACH_FEW_ROWS(X) X(1) X(2) X(3) X(4)
+#define X(rows)                                                                                    \
+    static void panel_##rows(const struct tsr_gemm *g, int j, int cols) {                          \
+        panel_body(g, j, cols, rows);                                                              \
     }
+EACH_FEW_ROWS(X)
+#undef X
+
+static void panel(const struct tsr_gemm *g, int j, int cols) {
+    static void (*const panels[MAX_ROWS + 1])(const struct tsr_gemm *, int, int) = {
+#define X(rows) [rows] = panel_##rows,
+        EACH_FEW_ROWS(X)
+#undef X
+    };
+    panels[g->m](g, j, cols);
 }
 
 static void rows_part(void *arg, int part, int thread) {

@@ -4,33 +4,22 @@
 
 #define TILE_FN static inline __attribute__((always_inline))
 
-// acc(i, :) += A(i, p) B(p, :). rows and nv are constants where it is inlined.
-TILE_FN void multiply_term(vec acc[MR][NV], const float *a, const float *b, int rows, int nv) {
-    vec bv[NV];
-#pragma GCC unroll 2
-    for (int v = 0; v < nv; v++)
-        bv[v] = vec_load(b + v * VW);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-        vec ai = vec_set1(a[i]);
+// acc(i, :) += A(i, p) B(p, :) for p ascending. rows and nv are constants where it is inlined.
+TILE_FN void multiply(vec acc[MR][NV], const float *a, const float *b, int k, int rows, int nv) {
+#pragma GCC unroll 4
+    for (int p = 0; p < k; p++) {
+        vec bv[NV];
 #pragma GCC unroll 2
         for (int v = 0; v < nv; v++)
-            acc[i][v] = vec_fma(ai, bv[v], acc[i][v]);
+            bv[v] = vec_load(b + p * NR + v * VW);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            vec ai = vec_set1(a[p * MR + i]);
+#pragma GCC unroll 2
+            for (int v = 0; v < nv; v++)
+                acc[i][v] = vec_fma(ai, bv[v], acc[i][v]);
+        }
     }
-}
-
-// k terms, p ascending. The fetches keep pace: one line each for every LINE terms.
-TILE_FN void multiply(vec acc[MR][NV], const float *a, const float *b, int k,
-                      struct gemm_fetch *fetch, int n_fetch, int rows, int nv) {
-    for (; k >= LINE; k -= LINE) {
-        for (int f = 0; f < n_fetch; f++, fetch[f - 1].p += fetch[f - 1].step)
-            __builtin_prefetch(fetch[f].p, 0, 2);
-#pragma GCC unroll 4
-        for (int p = 0; p < LINE; p++, a += MR, b += NR)
-            multiply_term(acc, a, b, rows, nv);
-    }
-    for (; k > 0; k--, a += MR, b += NR)
-        multiply_term(acc, a, b, rows, nv);
 }
 
 TILE_FN void set_zero(vec acc[MR][NV], int rows, int nv) {
@@ -123,12 +112,9 @@ TILE_FN void prefetch(const struct gemm_tile *t, int rows) {
 TILE_FN void tile_body(const struct gemm_tile *t, int rows, int nv) {
     const struct gemm_block *block = t->block;
     const float *a = t->a, *b = t->b;
-    struct gemm_fetch fetch[MAX_FETCH];
     int top = block->n_nodes, kept = block->n_nodes;
     vec acc[MR][NV];
     prefetch(t, rows);
-    for (int f = 0; f < t->n_fetch; f++)
-        fetch[f] = t->fetch[f];
     if (!block->open_in)
         set_zero(acc, rows, nv);
     else if (block->first)
@@ -137,7 +123,7 @@ TILE_FN void tile_body(const struct gemm_tile *t, int rows, int nv) {
         load_tile(acc, t->state, rows, nv);
     for (int s = 0; s < block->n_steps; s++) {
         const struct gemm_step *step = &t->steps[s];
-        multiply(acc, a, b, step->k, fetch, t->n_fetch, rows, nv);
+        multiply(acc, a, b, step->k, rows, nv);
         a += (ptrdiff_t)step->k * MR;
         b += (ptrdiff_t)step->k * NR;
         for (int n = 0; n < step->adds; n++) {

@@ -33,6 +33,6 @@
 //   vec_transpose(r[VW]): VW x VW in place
 //   vec_store_mr(p, x): the first MR lanes (MR <= VW)
 
-enum { NV = 2, NR = NV * VW, TILE = MR * NR };
+enum { NV = 2, NR = NV * VW, TILE = MR * NR, LINE = 16 /* floats of a cache line */ };
 
 #endif

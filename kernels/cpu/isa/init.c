@@ -30,7 +30,7 @@ V16_FN void box_muller(v16i draw_u, v16i draw_t, v16 std, v16 *a, v16 *b) {
     *b = v16_mul(radius, sine);
 }
 
-// The normals of elements 64-aligned-by-4 [4 counter, 4 counter + 64).
+// Elements [4 counter, 4 counter + 64) of the tensor.
 V16_FN void normals(struct tsr_rng_key key, uint64_t counter, v16 std, v16 z[4]) {
     v16i low = v16i_add(v16i_set1((uint32_t)counter), v16_quad_order());
     v16m wrapped = v16m_not(v16i_geu(low, v16i_set1((uint32_t)counter)));
@@ -49,7 +49,7 @@ static void init_span(const struct init_job *q, float *w, uint64_t e, int64_t n)
     int64_t skip = (int64_t)(e % 4); // elements of the first counter that are not ours
     for (int64_t at = -skip; at < n; at += BLOCK) {
         v16 z[4];
-        normals(q->key, (e - (uint64_t)skip + (uint64_t)(at + skip)) / 4, std, z);
+        normals(q->key, (e + (uint64_t)at) / 4, std, z);
         if (at >= 0 && at + BLOCK <= n) {
             for (int k = 0; k < 4; k++)
                 v16_storeu(w + at + 16 * k, z[k]);

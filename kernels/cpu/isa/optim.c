@@ -103,12 +103,12 @@ int TSR_FN(tsr_sumsq)(struct tsr_ctx *ctx, double *sums, const float *g, ptrdiff
 }
 
 // n elements. With s = grad_scale, t = lr / bias1:
-//   m = beta1 m + (1 - beta1) g s;  v = beta2 v + (1 - beta2) (g s)^2
+//   m = beta1 m + rest1 g s;  v = beta2 v + rest2 (g s)^2
 //   w = w - lr weight_decay w - t m / (sqrt(v) / bias2_sqrt + eps)
 static void adamw_span(const struct tsr_adamw *p, float *w, float *m, float *v, const float *g,
                        int64_t n) {
     v16 beta1 = v16_set1(p->beta1), beta2 = v16_set1(p->beta2), eps = v16_set1(p->eps);
-    v16 rest1 = v16_set1(1.0f - p->beta1), rest2 = v16_set1(1.0f - p->beta2);
+    v16 rest1 = v16_set1(p->rest1), rest2 = v16_set1(p->rest2);
     v16 scale = v16_set1(p->grad_scale), decay = v16_set1(p->lr * p->weight_decay);
     v16 step = v16_set1(p->lr / p->bias1), unbias = v16_set1(1.0f / p->bias2_sqrt);
     for (int64_t i = 0; i < n; i += 16) {

@@ -4,12 +4,15 @@
 
 // The tile's own mix of registers, without its loads: MR x NR independent chains.
 double TSR_FN(tsr_fma_loop)(int64_t n) {
+    float start[TILE]; // all different, or equal chains would be merged
+    for (int i = 0; i < TILE; i++)
+        start[i] = (float)i;
     vec acc[MR][NV], x = vec_set1(0.999f), y = vec_set1(1e-3f);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++)
-            acc[i][v] = vec_set1((float)(i * NV + v)); // all different, or they would be merged
+            acc[i][v] = vec_load(start + i * NR + v * VW);
     }
     for (int64_t p = 0; p < n; p++) {
 #pragma GCC unroll 16
@@ -26,9 +29,11 @@ double TSR_FN(tsr_fma_loop)(int64_t n) {
         for (int v = 0; v < NV; v++)
             sum = vec_add(sum, acc[i][v]);
     }
-    float out[VW];
-    vec_store(out, sum);
-    volatile float sink = out[0];
+    vec_store(start, sum);
+    float total = 0;
+    for (int i = 0; i < VW; i++)
+        total += start[i];
+    volatile float sink = total;
     (void)sink;
     return 2.0 * TILE * (double)n;
 }
