@@ -1,5 +1,5 @@
-// dump_logits MODEL_DIR ID…: fp32 logits after each token, one row of the vocabulary a token, raw on
-// standard output. For tests/golden/check_transformers.py.
+// dump_logits MODEL_DIR ID…: fp32 logits after each token, one row of the vocabulary a token, raw
+// on standard output. For tests/golden/check_transformers.py.
 #include <stdio.h>
 #include <stdlib.h>
 #include "core/error.h"
