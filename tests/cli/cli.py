@@ -117,10 +117,7 @@ class Case(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.dir = tempfile.mkdtemp(prefix="tessera-cli-")
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.dir)
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
 
     def path(self, *parts):
         return os.path.join(self.dir, *parts)

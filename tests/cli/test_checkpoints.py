@@ -92,9 +92,10 @@ class Checkpoints(cli.Case):
 
     def test_damage(self):
         """auto: says so and goes on from the one before; DIR: refuses."""
-        for what in cli.some(("manifest bit", "manifest cut", "manifest empty", "manifest gone", "shard cut",
-                     "shard longer", "shard gone", "stranger", "shard 0 0", "shard 0 0.5",
-                     "shard 1 0.01", "shard 2 0.99", "state 0 0.5", "config 0 0.5")):
+        for what in cli.some((
+                "manifest bit", "manifest cut", "manifest empty", "manifest gone", "shard cut",
+                "shard longer", "shard gone", "stranger", "shard 0 0", "shard 0 0.5",
+                "shard 1 0.01", "shard 2 0.99", "state 0 0.5", "config 0 0.5")):
             ranks = 2 if what in ("manifest cut", "shard 0 0.5") else 0
             with self.subTest(what):
                 self.setUp()

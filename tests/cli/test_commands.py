@@ -2,7 +2,6 @@
 import os
 import signal
 import subprocess
-import unittest
 
 import cli
 
@@ -18,14 +17,14 @@ COMMANDS = {
     ("data", "info"): ("--json",),
     ("bench", "train"): ("--steps", "--json"),
 }
-FIELDS = """run.name run.dir run.seed model.from model.preset model.config model.tokenizer data.train
-data.valid data.seq_len data.shuffle data.packing train.steps train.global_batch train.micro_batch
-train.lr train.schedule train.warmup train.decay train.min_lr train.beta1 train.beta2 train.eps
-train.weight_decay train.clip train.precision train.recompute train.eval_every
-train.dropout.embedding train.dropout.attention train.dropout.residual train.dropout.ffn parallel.tp
-parallel.pp parallel.dp parallel.schedule parallel.chunks parallel.sequence parallel.exact
-parallel.virtual_shards parallel.virtual_replicas checkpoint.every checkpoint.keep
-checkpoint.resume device.backend device.threads""".split()
+FIELDS = """run.name run.dir run.seed model.from model.preset model.config model.tokenizer
+data.train data.valid data.seq_len data.shuffle data.packing train.steps train.global_batch
+train.micro_batch train.lr train.schedule train.warmup train.decay train.min_lr train.beta1
+train.beta2 train.eps train.weight_decay train.clip train.precision train.recompute
+train.eval_every train.dropout.embedding train.dropout.attention train.dropout.residual
+train.dropout.ffn parallel.tp parallel.pp parallel.dp parallel.schedule parallel.chunks
+parallel.sequence parallel.exact parallel.virtual_shards parallel.virtual_replicas
+checkpoint.every checkpoint.keep checkpoint.resume device.backend device.threads""".split()
 
 
 class Help(cli.Case):

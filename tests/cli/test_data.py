@@ -43,17 +43,19 @@ class Data(cli.Case):
         self.assertEqual([f for f in os.listdir(tmp) if "eval" in f], [])
 
     def test_text(self):
-        self.refuse(["short.txt", "at least 17 tokens"], self.write("short.txt", "In the beginning"))
+        self.refuse(["short.txt", "at least 17 tokens"],
+                    self.write("short.txt", "In the beginning"))
         self.refuse(["empty.txt"], self.write("empty.txt", ""))
-        text = "In the beginning, God created heaven.\n" * 40
+        text = b"In the beginning, God created heaven.\n" * 40
+        self.write("broken.txt", text + b"\xff\xfe" + text)
         for ranks in (0, 2):
-            self.refuse(["broken.txt", "UTF-8", f"{len(text)}"],
-                        self.write("broken.txt", text.encode() + b"\xff\xfe" + text.encode()), ranks)
+            self.refuse(["broken.txt", "UTF-8", f"{len(text)}"], "broken.txt", ranks)
         self.refuse(["none.txt"], "none.txt")
         self.refuse(["data.train", "model.tokenizer"], "text.txt", tokenizer=None)
         os.makedirs(self.path("folder.txt"), exist_ok=True)
         self.refuse(["folder.txt"], "folder.txt")
-        self.refuse(["bad.yaml:", "data.train: weight", "found -1"], [{"path": "text.txt", "weight": -1}])
+        self.refuse(["bad.yaml:", "data.train: weight", "found -1"],
+                    [{"path": "text.txt", "weight": -1}])
         self.refuse(["data.train"], [])
 
     def test_jsonl(self):
@@ -84,8 +86,8 @@ class Data(cli.Case):
         run = self.run_file(name="small.yaml", run_dir="bad", data={"train": "text.txt"},
                             model={"config": small, "tokenizer": "tok"})
         for ranks in (0, 2):
-            self.bad(2, ["tok", f"{n} tokens", f"vocabulary has {n - 1}", "vocab_size"], "train", run,
-                     ranks=ranks)
+            self.bad(2, ["tok", f"{n} tokens", f"vocabulary has {n - 1}", "vocab_size"], "train",
+                     run, ranks=ranks)
         self.tokens("high", extra=[cli.VOCAB])
         for ranks in (0, 2):
             self.refuse(["high", "position 4000", "token id 300", "vocabulary is 300"], "high",
@@ -166,7 +168,8 @@ class Data(cli.Case):
 
     def test_tokenizer_train(self):
         bad = self.write("tail.txt", b"In the beginning " * 50 + b"\x80")
-        self.bad(2, ["tail.txt", "850"], "tokenizer", "train", "-o", "new", "--vocab-size", 300, bad)
+        self.bad(2, ["tail.txt", "850"], "tokenizer", "train", "-o", "new", "--vocab-size", 300,
+                 bad)
         self.bad(2, "none.txt", "tokenizer", "train", "-o", "new", "--vocab-size", 300, "none.txt")
         self.bad(2, "gpt5", "tokenizer", "train", "-o", "new", "--vocab-size", 300, "--pattern",
                  "gpt5", "text.txt")

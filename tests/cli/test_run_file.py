@@ -2,6 +2,7 @@
 import json
 import os
 import resource
+import unittest
 
 import cli
 
@@ -108,14 +109,14 @@ class RunFile(cli.Case):
             self.bad(2, ["TESSERA_CPU", "portable", "nonsense"], "train", run,
                      env={"TESSERA_CPU": "nonsense"}, ranks=ranks)
 
+    @unittest.skipIf(cli.SLOW, "a sanitizer reserves terabytes of addresses")
     def test_memory(self):
         """A model that doesn't fit: told before the first step, by one rank."""
         wide = {**cli.MODEL, "hidden_size": 8192, "intermediate_size": 28672}
         run = self.run_file(run_dir="big", model={"config": wide})
         limits = [(resource.RLIMIT_AS, 3 << 30)]
-        if cli.SLOW:
-            return  # address sanitizers reserve terabytes of addresses
-        for ranks, overrides in ((0, ()), (2, ()), (2, ("parallel.tp=2",)), (2, ("parallel.pp=2",))):
+        for ranks, overrides in ((0, ()), (2, ()), (2, ("parallel.tp=2",)),
+                                 (2, ("parallel.pp=2",))):
             self.bad(3, "memory", "train", run, *overrides, ranks=ranks, limits=limits)
         self.bad(3, "memory", "bench", "train", run, limits=limits)
 
