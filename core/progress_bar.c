@@ -1,20 +1,14 @@
 #include "core/progress_bar.h"
+#include "core/clock.h"
 #include "core/log.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { BAR_CELLS = 24, LINE_MAX_BYTES = 512 };
 static const double REDRAW_S = 0.1, LOG_S = 5.0;
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 // "12.3 MB" for bytes; "800 steps" and, once that gets long, "1.25M tokens" for the rest.
 static void amount(char out[static 48], double v, const char *unit) {
@@ -90,12 +84,12 @@ static void show(const struct tsr_bar *bar, double now, const char *extra) {
 
 void tsr_bar_begin(struct tsr_bar *bar, const char *label, const char *unit, uint64_t done,
                    uint64_t total) {
-    double now = now_s();
+    double now = tsr_now();
     *bar = (struct tsr_bar){label, unit, done, total, done, now, now};
 }
 
 void tsr_bar_update(struct tsr_bar *bar, uint64_t done, const char *extra) {
-    double now = now_s();
+    double now = tsr_now();
     bar->done = bar->total > 0 && done > bar->total ? bar->total : done;
     if (now - bar->shown_s < (tsr_log_is_tty() ? REDRAW_S : LOG_S))
         return;
@@ -110,7 +104,7 @@ void tsr_bar_stop(struct tsr_bar *bar) {
 
 void tsr_bar_end(struct tsr_bar *bar) {
     char done[48], rate[48], took[32];
-    double elapsed = now_s() - bar->began_s;
+    double elapsed = tsr_now() - bar->began_s;
     double n = (double)(bar->done - bar->first);
     tsr_bar_stop(bar);
     amount(done, n, bar->unit);

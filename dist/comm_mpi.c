@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "dist/comm_impl.h"
 #include "dist/comm_mpi.h"

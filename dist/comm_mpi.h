@@ -67,7 +67,6 @@ struct tsr_wait {
     unsigned n;
 };
 
-double tsr_now(void); // seconds of a monotonic clock
 // One pause of a waiting loop. False: the deadline has passed.
 bool tsr_wait_more(struct tsr_wait *w);
 // Records that `world_rank` didn't come; TSR_ETIMEOUT.

@@ -2,7 +2,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "dist/comm_mpi.h"
 
@@ -12,12 +12,6 @@
 enum { SPINS = 200 };
 static const double YIELD_S = 1e-3, CROWDED_YIELD_S = 50e-6;
 static const double SLEEP_SHARE = 1.0 / 16, MAX_SLEEP_S = 100e-6;
-
-double tsr_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void relax(void) {
 #if defined(__x86_64__)

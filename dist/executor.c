@@ -2,15 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "dist/grads.h"
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static size_t row_bytes(const struct tsr_executor *x, const struct tsr_batch *b) {
     const struct tsr_net *net = x->s->net;
@@ -124,9 +118,9 @@ static int take(struct tsr_executor *x, const struct tsr_action *a, int at, size
     if (e.local)
         return x->s->net->ctx->ops->copy(x->s->net->ctx, x->in[a->kind][at],
                                          x->mailbox[a->kind][a->chunk], n_bytes);
-    double t = now();
+    double t = tsr_now();
     int rc = wait(x, &x->recv[a->kind][at]);
-    x->times.bubble += now() - t;
+    x->times.bubble += tsr_now() - t;
     return rc;
 }
 
@@ -194,9 +188,9 @@ static int run_action(struct tsr_executor *x, int i, const struct tsr_batch *bat
             a->kind == TSR_FORWARD ? TSR_PHASE_FORWARD : TSR_PHASE_BACKWARD;
         net->comm->progress->micro_batch = (uint32_t)a->micro_batch;
     }
-    double t = now(), c = net->comm->seconds;
+    double t = tsr_now(), c = net->comm->seconds;
     int rc = a->kind == TSR_FORWARD ? forward(x, a, b, at, loss_scale) : backward(x, a, b, at);
-    double spent = now() - t, waited = net->comm->seconds - c;
+    double spent = tsr_now() - t, waited = net->comm->seconds - c;
     *(a->kind == TSR_FORWARD ? &x->times.forward : &x->times.backward) += spent - waited;
     x->times.communication += waited;
     return rc;

@@ -3,17 +3,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/grads.h"
 #include "dist/leaves.h"
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static struct tsr_net_opt net_options(const struct tsr_run *run, const struct tsr_mesh *mesh) {
     int64_t per_replica = run->train.global_batch / mesh->W, mb = run->train.micro_batch;
@@ -170,7 +164,7 @@ int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out) {
     float scale = (float)(1.0 / (double)out->target_tokens);
     TSR_TRY(tsr_executor_run(&t->executor, t->batches, scale));
     publish(t, TSR_PHASE_REDUCE);
-    double begin = now(), waited = net->comm->seconds;
+    double begin = tsr_now(), waited = net->comm->seconds;
     TSR_TRY(tsr_grads_finish(net));
     struct tsr_step_sums sums = {.stop = progress && progress->stop};
     TSR_TRY(tsr_step_agree(net, t->executor.loss, &sums));
@@ -189,7 +183,7 @@ int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out) {
         t->skipped++;
     }
     t->executor.times.communication += net->comm->seconds - waited;
-    t->executor.times.optimizer += now() - begin - (net->comm->seconds - waited);
+    t->executor.times.optimizer += tsr_now() - begin - (net->comm->seconds - waited);
     t->step++;
     publish(t, TSR_PHASE_DATA);
     return 0;

@@ -3,7 +3,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
-#include <time.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/leaves.h"
@@ -46,12 +46,6 @@ struct bench {
     double sum[N_FIGURES], largest[N_FIGURES]; // over ranks
 };
 
-static double now(clockid_t clock) {
-    struct timespec t;
-    clock_gettime(clock, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 // Seconds since this process started: field 22 of /proc/self/stat, in clock ticks since boot.
 static double process_age(void) {
     char text[2048];
@@ -65,7 +59,7 @@ static double process_age(void) {
         p = strchr(p + 1, ' ');
     if (!p)
         return 0.0;
-    return now(CLOCK_BOOTTIME) - strtod(p + 1, NULL) / (double)sysconf(_SC_CLK_TCK);
+    return tsr_clock(CLOCK_BOOTTIME) - strtod(p + 1, NULL) / (double)sysconf(_SC_CLK_TCK);
 }
 
 static int random_sequence(void *arg, uint64_t g, int32_t *tokens, uint8_t *doc_start) {
@@ -203,9 +197,9 @@ static int run(struct bench *b, const char *path, const char *const *overrides, 
     if (!b->step_s)
         return tsr_fail(TSR_ENOMEM, "no memory for %lld timings", (long long)b->steps);
     for (int64_t i = 0; i < b->steps; i++) {
-        double begin = now(CLOCK_MONOTONIC);
+        double begin = tsr_now();
         TSR_TRY(tsr_trainer_step(t, &s));
-        b->step_s[i] = now(CLOCK_MONOTONIC) - begin;
+        b->step_s[i] = tsr_now() - begin;
         if (j->comm.rank == 0)
             tsr_info("step %lld of %lld: %.1f ms", (long long)i + 1, (long long)b->steps,
                      b->step_s[i] * 1e3);

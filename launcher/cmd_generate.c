@@ -1,8 +1,8 @@
 // `tessera generate`: continues a text or a list of token ids.
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "dist/infer.h"
 #include "dist/leaves.h"
@@ -23,12 +23,6 @@ struct generation {
     struct tsr_buf bytes; // decoded but not printed: part of a character
     double prefill_s, decode_s;
 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int parse_ids(struct generation *g) {
     for (const char *p = g->ids; *p;) {
@@ -114,12 +108,12 @@ static int generate(struct generation *g) {
     int n = (int)g->prompt_ids.n, position = 0;
     int64_t made = 0;
     int32_t next = 0;
-    double begin = now();
+    double begin = tsr_now();
     while (made < g->max_tokens) {
         TSR_TRY(tsr_infer_next(&g->infer, tokens, n, position, &g->sampling, &next));
         if (made == 0) {
-            g->prefill_s = now() - begin;
-            begin = now();
+            g->prefill_s = tsr_now() - begin;
+            begin = tsr_now();
         }
         if (is_eos(g, next))
             break;
@@ -128,7 +122,7 @@ static int generate(struct generation *g) {
         tokens = &next;
         n = 1;
     }
-    g->decode_s = now() - begin;
+    g->decode_s = tsr_now() - begin;
     if (g->job.comm.rank != 0)
         return 0;
     if (!g->ids && g->bytes.len)

@@ -3,7 +3,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/progress_bar.h"
@@ -40,12 +40,6 @@ static void catch_signals(struct tsr_progress *p) {
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGUSR1, &a, NULL);
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static void print_field(const char *path, const char *type, const char *dflt, const char *help,
@@ -217,9 +211,9 @@ static int loop(struct training *tr) {
     struct tsr_trainer *t = &tr->trainer;
     while (t->step < r->train.steps) {
         struct tsr_step_result s = {0};
-        double begin = now(), valid_loss;
+        double begin = tsr_now(), valid_loss;
         TSR_TRY(tsr_trainer_step(t, &s));
-        double seconds = now() - begin;
+        double seconds = tsr_now() - begin;
         TSR_TRY(evaluate(tr, &valid_loss));
         TSR_TRY(tsr_agree(&tr->job.ctx, &tr->job.comm, report(tr, &s, seconds, valid_loss)));
         bool due = r->checkpoint.every > 0 && t->step % r->checkpoint.every == 0;

@@ -1,7 +1,7 @@
 // Opens the CPU backend: picks the instruction set, starts the threads, measures their peak.
 #include <stdbool.h>
 #include <string.h>
-#include <time.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/peak.h"
@@ -88,12 +88,6 @@ static void peak_part(void *arg, int part, int thread) {
     t->fma_loop(t->n);
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 // A trial is a few parts of about a millisecond for each thread; the best of them counts, because
 // all that can happen to a trial is a neighbour that slows it down.
 double tsr_cpu_measure_peak(struct tsr_ctx *ctx) {
@@ -103,16 +97,16 @@ double tsr_cpu_measure_peak(struct tsr_ctx *ctx) {
     double flops, elapsed;
     do {
         t.n *= 2;
-        double start = seconds();
+        double start = tsr_now();
         flops = t.fma_loop(t.n);
-        elapsed = seconds() - start;
+        elapsed = tsr_now() - start;
     } while (elapsed < 1e-3);
     int n_parts = PARTS * tsr_pool_threads(ctx->stream);
     double best = 0;
     for (int i = 0; i < TRIALS; i++) {
-        double start = seconds();
+        double start = tsr_now();
         tsr_pool_run(ctx->stream, n_parts, peak_part, &t);
-        double rate = flops * n_parts / (seconds() - start);
+        double rate = flops * n_parts / (tsr_now() - start);
         best = rate > best ? rate : best;
     }
     return best * 1e-9;

@@ -113,7 +113,22 @@ static void do_slice(struct sweep *s) {
     run(pl, TSR_FN(tsr_gemm_cut_items)(pl, slice), item_part, s);
 }
 
+static void check(const struct tsr_gemm *g) {
+    TSR_ASSERT(g->m >= 0 && g->n >= 0 && g->n_pieces >= 0 && g->n_segs >= 0);
+    TSR_ASSERT(g->mode != TSR_GEMM_CHAIN || g->n_pieces == 1);
+    TSR_ASSERT(g->mode == TSR_GEMM_STORE ||
+               (g->bias == NULL && g->pre == NULL && !g->has_act && g->residual == NULL));
+    for (int s = 0; s < g->n_segs; s++) {
+        const struct tsr_gemm_seg *seg = &g->segs[s];
+        TSR_ASSERT(seg->k >= 0 && seg->piece >= 0 && seg->piece < g->n_pieces);
+        TSR_ASSERT(s == 0 || seg->piece >= seg[-1].piece);
+        TSR_ASSERT(seg->k == 0 ||
+                   ((seg->a_i == 1 || seg->a_p == 1) && (seg->b_p == 1 || seg->b_j == 1)));
+    }
+}
+
 int TSR_FN(tsr_gemm)(struct tsr_ctx *ctx, const struct tsr_gemm *g) {
+    check(g);
     if (g->m == 0 || g->n == 0)
         return 0;
     if (TSR_FN(tsr_gemm_is_few_rows)(g))

@@ -81,7 +81,7 @@ struct gemm_plan {
     size_t thread_bytes;
 };
 
-// Checks the product, decides on blocks and takes scratch from the pool. TSR_ENOMEM.
+// Decides on blocks and takes scratch from the pool. TSR_ENOMEM.
 int TSR_FN(tsr_gemm_plan)(struct gemm_plan *plan, struct tsr_ctx *ctx, const struct tsr_gemm *g);
 
 // Cuts a slice's tiles into items; returns their number.
