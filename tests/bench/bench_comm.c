@@ -3,6 +3,7 @@
 //   mpirun --bind-to none --mca mpi_yield_when_idle 1 -np 2 bench_comm
 #include <stdio.h>
 #include <stdlib.h>
+#include "core/clock.h"
 #include "core/error.h"
 #include "dist/comm_mpi.h"
 

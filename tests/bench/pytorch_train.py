@@ -5,8 +5,9 @@
                      [--tessera build/release/tessera]
 
 Prints PyTorch's best tokens/s over its attention implementations and, with --tessera, the ratio of
-both, measured in turn. PyTorch's MKL runs at half speed on AMD unless a preloaded symbol says that
-the CPU is Intel's: this script compiles that symbol and starts itself again with it.
+both, measured in turn. PyTorch at its best needs two things that this script sets before it starts
+itself again: MKL runs at half speed on AMD unless a preloaded symbol says that the CPU is Intel's,
+and malloc must keep its pages, or every step pays for fresh ones.
 """
 import argparse
 import json
@@ -42,7 +43,8 @@ def preload_intel():
     with open(source, "w") as f:
         f.write("int mkl_serv_intel_cpu_true(void);\nint mkl_serv_intel_cpu_true(void) { return 1; }\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source], check=True)
-    os.environ.update(TESSERA_BENCH_PRELOADED="1", LD_PRELOAD=shim)
+    os.environ.update(TESSERA_BENCH_PRELOADED="1", LD_PRELOAD=shim, MALLOC_MMAP_MAX_="0",
+                      MALLOC_TRIM_THRESHOLD_=str(1 << 40), MALLOC_TOP_PAD_=str(1 << 28))
     os.execv(sys.executable, [sys.executable] + sys.argv)
 
 
@@ -80,7 +82,8 @@ def measure_tessera(args):
         with open(run, "w") as f:
             f.write(RUN_FILE.format(dir=folder, model=args.model, seq_len=args.seq_len,
                                     batch=args.batch, threads=args.threads))
-        env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+        env = {k: v for k, v in os.environ.items()
+               if k != "LD_PRELOAD" and not k.startswith("MALLOC_")}
         out = subprocess.run([args.tessera, "bench", "train", run, "--json", "--steps",
                               str(args.steps)], check=True, capture_output=True, text=True, env=env)
     return json.loads(out.stdout.splitlines()[-1])
