@@ -29,7 +29,6 @@ int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, i
     b->pos = take(n, sizeof *b->pos, &rc);
     b->pos_local = take(n, sizeof *b->pos_local, &rc);
     b->segs = take(n, sizeof *b->segs, &rc);
-    b->max_segs = b->n;
     b->local_segs = take(s, sizeof *b->local_segs, &rc);
     b->whole_segs = take(s, sizeof *b->whole_segs, &rc);
     b->replica_rows = take(s, sizeof *b->replica_rows, &rc);

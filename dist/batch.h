@@ -22,7 +22,7 @@ struct tsr_batch {
     int32_t *pos_local; // (Nl)
 
     struct tsr_segment *segs; // attention: sequences, or documents when packing is isolated
-    int n_segs, max_segs;
+    int n_segs;
     struct tsr_segment *local_segs; // the held rows, one per sequence, for dropout
     struct tsr_segment *whole_segs; // all rows, one per sequence, for dropout of FFN columns
     int n_local_segs;
