@@ -1,7 +1,6 @@
 // `tessera bench train`: the training step's speed on random tokens.
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 #include "core/clock.h"
 #include "core/error.h"
@@ -62,6 +61,20 @@ static double process_age(void) {
     return tsr_clock(CLOCK_BOOTTIME) - strtod(p + 1, NULL) / (double)sysconf(_SC_CLK_TCK);
 }
 
+// The most memory that this process ever held, in bytes. Not getrusage's figure, which a process
+// inherits from the one that started it.
+static double peak_rss(void) {
+    char line[256];
+    double kib = 0.0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, "VmHWM:", 6) == 0)
+            kib = strtod(line + 6, NULL);
+    if (f)
+        fclose(f);
+    return kib * 1024.0;
+}
+
 static int random_sequence(void *arg, uint64_t g, int32_t *tokens, uint8_t *doc_start) {
     const struct bench *b = arg;
     struct tsr_rng_key key = tsr_rng_key((uint64_t)b->job.run.run.seed, TSR_RNG_BENCH, 0, 0);
@@ -101,10 +114,8 @@ static void measure(struct bench *b, double *mine) {
     const struct tsr_job *j = &b->job;
     const struct tsr_trainer *tr = &b->trainer;
     const struct tsr_times *t = &tr->executor.times;
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
     mine[PEAK_FLOPS] = tsr_cpu_measure_peak(&b->job.ctx) * 1e9;
-    mine[PEAK_RSS] = (double)usage.ru_maxrss * 1024.0;
+    mine[PEAK_RSS] = peak_rss();
     mine[FIRST_STEP] = b->first_step_s;
     mine[FORWARD] = t->forward;
     mine[BACKWARD] = t->backward;

@@ -129,7 +129,8 @@ static int generate(struct generation *g) {
         TSR_TRY(flush_text(g, true));
     if (g->ids || isatty(1))
         putchar('\n');
-    fprintf(stderr, "prompt: %zu tokens in %.3f s; output: %lld tokens, %.1f tokens/s\n",
+    fprintf(stderr, "%sprompt: %zu tokens in %.3f s; output: %lld tokens, %.1f tokens/s\n",
+            g->ids || isatty(1) ? "" : "\n", // after the text, which needn't end a line
             g->prompt_ids.n, g->prefill_s, (long long)made,
             made > 1 ? (double)(made - 1) / g->decode_s : 0.0);
     return fflush(stdout) == 0 ? 0 : tsr_fail(TSR_EIO, "standard output can't be written");
