@@ -13,15 +13,19 @@
 // Writing takes steps, each called on whichever rank the caller likes; a handle with the same
 // options is opened on every rank, and no step talks to another rank:
 //
-//   open         every rank: computes the file layout, touches nothing
-//   begin        one rank: makes the temporary directory with all files at their full size
-//   write        any rank, any number of times: disjoint regions, in any order    (after begin)
-//   fsync        every rank that wrote: what it wrote is on the disk
-//   digest       every rank: its share of the ranges                  (after everyone's fsync)
-//   commit       one rank: small files, manifest, rename                     (after all digests)
-//   abort        one rank, instead of commit: removes the temporary directory
+//   open      every rank: computes the file layout, touches nothing
+//   begin     one rank: the temporary directory, all files at their full size, small files whole
+//   plan      that rank: the files and their sizes
+//   write     any rank, any number of times: disjoint regions            (after begin)
+//   flush     every rank that wrote, and the one that began: all of it is on the disk
+//   digest    any rank: digests of ranges that no flush could give       (after everyone's flush)
+//   abort     one rank, when the save has failed: removes the temporary directory
 //
-// A failure at any step leaves earlier checkpoints as they were: TSR_ENOSPC or TSR_EIO with path.
+// What makes a checkpoint of it (manifest, rename) is core/checkpoint_publish.h. A failure at any
+// step leaves earlier checkpoints as they were: TSR_ENOSPC or TSR_EIO with path.
+//
+// Ranges are what has one digest: `range_bytes` bytes (the last of a file: what is left), numbered
+// through the files in the order of their paths, the manifest not among them.
 #ifndef TSR_CORE_CHECKPOINT_H
 #define TSR_CORE_CHECKPOINT_H
 
@@ -39,7 +43,7 @@ struct tsr_state {
     int64_t sequences; // data position: global index of the next training sequence
     int64_t seed;
     int64_t virtual_shards, virtual_replicas;
-    int64_t n_params; // of the model; commit fills it in from the table
+    int64_t n_params; // of the model; begin fills it in from the table
     char *run_yaml;   // the resolved run file; owned after tsr_state_read
 };
 
@@ -49,6 +53,43 @@ void tsr_state_free(struct tsr_state *s);
 // The text of state.json, appended to `out`.
 int tsr_state_to_json(const struct tsr_state *s, struct tsr_buf *out);
 
+struct tsr_digest { // XXH3-128 in its canonical (big-endian) form
+    uint8_t b[16];
+};
+
+struct tsr_planned_file {
+    char *path; // below the checkpoint's directory
+    uint64_t size;
+};
+
+// What a save will consist of; core/checkpoint_publish.h makes the manifest of it.
+struct tsr_save_plan {
+    char temporary[128]; // base name
+    uint64_t range_bytes;
+    uint64_t elements;              // of all parts of all tensors: what the votes must add up to
+    struct tsr_planned_file *files; // sorted by path, the manifest not among them
+    int n_files;
+};
+void tsr_save_plan_free(struct tsr_save_plan *p);
+
+struct tsr_range_digests { // of consecutive ranges
+    uint64_t first;
+    struct tsr_digest *digests;
+    int n;
+};
+
+// What one rank wrote.
+struct tsr_save_vote {
+    uint64_t elements;
+    struct tsr_range_digests *ranges; // ascending, disjoint
+    int n_ranges;
+};
+void tsr_save_vote_free(struct tsr_save_vote *v);
+
+struct tsr_span { // of ranges
+    uint64_t first, count;
+};
+
 struct tsr_checkpoint; // being written
 
 struct tsr_checkpoint_opt {
@@ -57,58 +98,69 @@ struct tsr_checkpoint_opt {
     const struct tsr_tensor_table *table; // likewise
     enum tsr_dtype dtype;                 // of the model files: F32, BF16 or F16
     int64_t step;                         // steps completed
-    uint64_t nonce;          // in the temporary's name, equal on all ranks: tsr_checkpoint_nonce
+    uint64_t epoch;                       // of the run's incarnation
+    uint32_t attempt;                     // saves begun by this incarnation
     uint64_t max_file_bytes; // a file holds at least one tensor and else no more; 0: 5 GB
     uint64_t range_bytes;    // of one digest: a power of two, 0: 16 MiB
+    bool buffered;           // no O_DIRECT, even where the file system has it
 };
 
-struct tsr_digest { // XXH3-128 in its canonical (big-endian) form
-    uint8_t b[16];
-};
-
-uint64_t tsr_checkpoint_nonce(void); // a random number
-
+// A handle is used by one thread at a time; different handles don't know of each other.
 int tsr_checkpoint_open(struct tsr_checkpoint **out, const struct tsr_checkpoint_opt *opt);
 void tsr_checkpoint_close(struct tsr_checkpoint *c); // removes nothing; NULL is fine
 
-int tsr_checkpoint_begin(struct tsr_checkpoint *c); // cleans up after itself when it fails
+// The temporary directory .tmp-step-%08d-e%08d-a%d with every file at its full size; the small ones
+// (config.json, generation_config.json from `source_dir` or NULL, the tokenizer's from
+// `tokenizer_dir` or NULL, the index, state.json) are complete. Cleans up after itself when it
+// fails.
+int tsr_checkpoint_begin(struct tsr_checkpoint *c, const struct tsr_state *state,
+                         const char *source_dir, const char *tokenizer_dir);
+// After begin, of any rank. The caller frees it.
+int tsr_checkpoint_plan(const struct tsr_checkpoint *c, struct tsr_save_plan *plan);
 
 // Writes a canonical region (rows r0..r1 of `ld` floats each, the first at `data`) of the table's
 // tensor `t` to its place. Moments of a frozen tensor don't exist: writing them does nothing.
+// `data` may be reused when the call returns; a failure to write may be told by a later call.
 int tsr_checkpoint_write(struct tsr_checkpoint *c, enum tsr_checkpoint_part part,
                          const struct tsr_tensor *t, struct tsr_region region, const float *data,
                          int64_t ld);
 
-// Fsyncs and closes the files that this handle wrote.
-int tsr_checkpoint_fsync(struct tsr_checkpoint *c);
+// A region as it lies in memory, of the part and tensor that it belongs to; as for write.
+struct tsr_checkpoint_source {
+    enum tsr_checkpoint_part part;
+    const struct tsr_tensor *t;
+    struct tsr_region region;
+    const float *data;
+    int64_t ld;
+};
 
-// Coverage: the elements that this handle wrote, and the elements of all parts together. When the
-// sum over ranks of the first is the second and regions are disjoint, nothing is missing.
-int64_t tsr_checkpoint_elems_written(const struct tsr_checkpoint *c);
-int64_t tsr_checkpoint_elems(const struct tsr_checkpoint *c);
+// For processes that can read each other's memory: all of them give the same sources in the same
+// order, and this one writes share `share` of `n_shares` nearly equal ones (0 of 1: all), each of
+// consecutive ranges. In the order of the files.
+int tsr_checkpoint_write_share(struct tsr_checkpoint *c,
+                               const struct tsr_checkpoint_source *sources, int n, int share,
+                               int n_shares);
 
-// Range r of all tensor files is read by rank r mod n_ranks. `out` gets this rank's
-// tsr_checkpoint_n_digests(c, rank, n_ranks) digests, so that the ranks' arrays one after another
-// (an all-gather) are what commit takes.
-int64_t tsr_checkpoint_n_digests(const struct tsr_checkpoint *c, int rank, int n_ranks);
-int tsr_checkpoint_digest(struct tsr_checkpoint *c, int rank, int n_ranks, struct tsr_digest *out);
+// All that this handle wrote is on the disk when it returns: contents, and for the handle that
+// began, names. The vote has the digests, made from memory while writing, of ranges that this
+// handle wrote alone and in order. The caller frees it.
+int tsr_checkpoint_flush(struct tsr_checkpoint *c, struct tsr_save_vote *vote);
 
-// Writes the small files and the manifest, makes everything durable and renames the directory to
-// step-%08d; one of the same step is replaced in one exchange. `source_dir` (or NULL) is where
-// generation_config.json comes from, `tokenizer_dir` (or NULL) the tokenizer's files. On failure
-// the caller aborts.
-int tsr_checkpoint_commit(struct tsr_checkpoint *c, const struct tsr_digest *digests, int n_ranks,
-                          const struct tsr_state *state, const char *source_dir,
-                          const char *tokenizer_dir);
+// Reads these ranges back. vote->elements stays 0. The caller frees it.
+int tsr_checkpoint_digest(struct tsr_checkpoint *c, const struct tsr_span *spans, int n,
+                          struct tsr_save_vote *vote);
+
 int tsr_checkpoint_abort(struct tsr_checkpoint *c);
 
-// The directory that commit renames to.
+// The directory that the checkpoint will be renamed to.
 const char *tsr_checkpoint_dir(const struct tsr_checkpoint *c);
 
 // Checks a checkpoint against its manifest: the manifest's own checksum, that every file is there
 // with its size and no other, and the digests of ranges r with r mod n_ranks = rank (0 of 1: all).
 // TSR_EMODEL says what is wrong with which file.
 int tsr_checkpoint_verify(const char *dir, int rank, int n_ranks);
+// The same without reading tensors: the manifest's checksum, files and sizes.
+int tsr_checkpoint_verify_quick(const char *dir);
 
 // RUN_DIR/checkpoints/step-%08d.
 int tsr_checkpoint_path(char out[static TSR_PATH_MAX], const char *run_dir, int64_t step);
@@ -118,14 +170,6 @@ int tsr_checkpoint_path(char out[static TSR_PATH_MAX], const char *run_dir, int6
 // or a negative code. Unfinished temporaries are never found.
 int tsr_checkpoint_latest(const char *run_dir, int64_t below, int64_t *step,
                           char out[static TSR_PATH_MAX]);
-
-// Removes all but the newest `keep` checkpoints (0: keeps all), and never the last two: the newer
-// one may prove unreadable.
-int tsr_checkpoint_retain(const char *run_dir, int64_t keep);
-
-// Removes what an interrupted writer left, and puts back a checkpoint that was being replaced on a
-// file system without atomic exchange. Only while no rank is writing.
-int tsr_checkpoint_clean_temps(const char *run_dir);
 
 // The optimizer's moments of a checkpoint, and the fp32 master weights when model files aren't
 // fp32. The table must outlive it. Missing, extra or misshapen: TSR_EMODEL.

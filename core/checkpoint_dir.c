@@ -1,13 +1,11 @@
-// The folder of checkpoints: which there are, which may go, and what one consists of.
+// The folder of checkpoints: which there are, and what one consists of.
 #include "core/checkpoint_private.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 #include "core/error.h"
 
 static int add_name(struct tsr_ckpt_names *names, const char *prefix, const char *name) {
@@ -91,8 +89,7 @@ void tsr_ckpt_names_free(struct tsr_ckpt_names *names) {
     *names = (struct tsr_ckpt_names){0};
 }
 
-// The number in the digits that follow `prefix`, as commit writes them; *rest is what follows.
-static bool parse_step(const char *name, const char *prefix, int64_t *step, const char **rest) {
+bool tsr_ckpt_parse_step(const char *name, const char *prefix, int64_t *step, const char **rest) {
     const size_t n = strlen(prefix);
     if (strncmp(name, prefix, n) != 0)
         return false;
@@ -106,11 +103,11 @@ static bool parse_step(const char *name, const char *prefix, int64_t *step, cons
 
 static bool is_checkpoint(const char *name, int64_t *step) {
     const char *rest;
-    return parse_step(name, "step-", step, &rest) && *rest == 0;
+    return tsr_ckpt_parse_step(name, "step-", step, &rest) && *rest == 0;
 }
 
-static int list_checkpoints(struct tsr_ckpt_names *out, char parent[static TSR_PATH_MAX],
-                            const char *run_dir) {
+int tsr_ckpt_list_parent(struct tsr_ckpt_names *out, char parent[static TSR_PATH_MAX],
+                         const char *run_dir) {
     *out = (struct tsr_ckpt_names){0};
     TSR_TRY(tsr_path_join(parent, run_dir, "checkpoints"));
     int rc = list_folder(out, parent, "");
@@ -124,7 +121,7 @@ int tsr_checkpoint_latest(const char *run_dir, int64_t below, int64_t *step,
     struct tsr_ckpt_names names;
     char parent[TSR_PATH_MAX], path[TSR_PATH_MAX];
     int64_t best = -1, s;
-    TSR_TRY(list_checkpoints(&names, parent, run_dir));
+    TSR_TRY(tsr_ckpt_list_parent(&names, parent, run_dir));
     int rc = 0;
     for (int i = 0; rc == 0 && i < names.n; i++) {
         if (!is_checkpoint(names.v[i], &s) || s <= best || s >= below)
@@ -139,59 +136,4 @@ int tsr_checkpoint_latest(const char *run_dir, int64_t below, int64_t *step,
     *step = best;
     TSR_TRY(tsr_checkpoint_path(out, run_dir, best));
     return 1;
-}
-
-// First out of sight, then away: a crash in between leaves no half checkpoint.
-static int remove_checkpoint(const char *run_dir, const char *parent, int64_t step) {
-    char path[TSR_PATH_MAX], gone[TSR_PATH_MAX], name[64];
-    TSR_TRY(tsr_checkpoint_path(path, run_dir, step));
-    snprintf(name, sizeof name, ".tmp-gone-%08" PRId64 "-%016" PRIx64, step,
-             tsr_checkpoint_nonce());
-    TSR_TRY(tsr_path_join(gone, parent, name));
-    if (rename(path, gone) < 0)
-        return tsr_fail_errno(errno, "cannot rename", path);
-    return tsr_remove_tree(gone);
-}
-
-int tsr_checkpoint_retain(const char *run_dir, int64_t keep) {
-    char parent[TSR_PATH_MAX], path[TSR_PATH_MAX];
-    int64_t below = INT64_MAX, step;
-    TSR_TRY(tsr_path_join(parent, run_dir, "checkpoints"));
-    for (int64_t n = 0; keep > 0; n++) {
-        int found = tsr_checkpoint_latest(run_dir, below, &step, path);
-        if (found <= 0)
-            return found;
-        if (n >= 2 && n >= keep)
-            TSR_TRY(remove_checkpoint(run_dir, parent, step));
-        below = step;
-    }
-    return 0;
-}
-
-// ".old-step-N-…" is a checkpoint that was being replaced by rename, rename: it goes back to its
-// name unless its successor has taken it.
-static int put_back_or_remove(const char *run_dir, const char *old, int64_t step) {
-    char path[TSR_PATH_MAX];
-    TSR_TRY(tsr_checkpoint_path(path, run_dir, step));
-    if (tsr_path_exists(path))
-        return tsr_remove_tree(old);
-    return rename(old, path) < 0 ? tsr_fail_errno(errno, "cannot rename to", path) : 0;
-}
-
-int tsr_checkpoint_clean_temps(const char *run_dir) {
-    struct tsr_ckpt_names names;
-    char parent[TSR_PATH_MAX], path[TSR_PATH_MAX];
-    const char *rest;
-    int64_t step;
-    TSR_TRY(list_checkpoints(&names, parent, run_dir));
-    int rc = 0;
-    for (int i = 0; rc == 0 && i < names.n; i++) {
-        rc = tsr_path_join(path, parent, names.v[i]);
-        if (rc == 0 && parse_step(names.v[i], ".old-step-", &step, &rest))
-            rc = put_back_or_remove(run_dir, path, step);
-        else if (rc == 0 && strncmp(names.v[i], ".tmp-", 5) == 0)
-            rc = tsr_remove_tree(path);
-    }
-    tsr_ckpt_names_free(&names);
-    return rc;
 }

@@ -89,9 +89,6 @@ static int cut_set(struct tsr_checkpoint *c, struct tsr_ckpt_set *s) {
         c->n_files++; // before what can fail: the header is freed with the file
         TSR_TRY(tsr_st_header(f->entries, f->n_entries, &f->header));
         f->size = f->header.len + f->entries[f->n_entries - 1].end;
-        f->first_range = c->n_ranges;
-        f->n_ranges = tsr_ckpt_n_ranges(f->size, c->opt.range_bytes);
-        c->n_ranges += f->n_ranges;
         i += f->n_entries;
     }
     return 0;
@@ -116,7 +113,6 @@ int tsr_ckpt_layout(struct tsr_checkpoint *c) {
     c->sets[c->n_sets++] = m;
     c->sets[c->n_sets++] = v;
     for (int i = 0; i < c->n_sets; i++) {
-        c->sets[i].fd = -1;
         TSR_TRY(fill_set(&c->sets[i], c->opt.table));
         TSR_TRY(cut_set(c, &c->sets[i]));
     }

@@ -56,8 +56,7 @@ static int check_checksum(const char *text, size_t n, const char *path) {
                     path);
 }
 
-// "name" or "optimizer/name"; nothing outside of the directory is ever opened.
-static bool is_plain_path(const char *path) {
+bool tsr_ckpt_is_plain_path(const char *path) {
     const char *name = strncmp(path, "optimizer/", 10) == 0 ? path + 10 : path;
     size_t n = strlen(name);
     return n > 0 && n < 200 && name[0] != '.' &&
@@ -88,7 +87,7 @@ static int parse_file(const json_t *value, uint64_t range_bytes, struct tsr_ckpt
                       const char *where) {
     const char *path = json_string_value(json_object_get(value, "path"));
     const json_t *size = json_object_get(value, "bytes");
-    if (!path || !is_plain_path(path))
+    if (!path || !tsr_ckpt_is_plain_path(path))
         return tsr_fail(TSR_EMODEL, "%s: expected every `path` to be a file of the checkpoint",
                         where);
     if (!json_is_integer(size) || json_integer_value(size) < 0)
@@ -149,6 +148,16 @@ int tsr_ckpt_manifest_read(struct tsr_ckpt_manifest *m, const char *dir) {
     if (rc < 0)
         tsr_ckpt_manifest_free(m);
     return rc;
+}
+
+int tsr_ckpt_manifest_digest(const char *dir, struct tsr_digest *out) {
+    char path[TSR_PATH_MAX], *text;
+    size_t n;
+    TSR_TRY(tsr_path_join(path, dir, TSR_CKPT_MANIFEST));
+    TSR_TRY(tsr_read_file(path, MAX_MANIFEST, TSR_EMODEL, &text, &n));
+    *out = tsr_ckpt_digest_bytes(text, n);
+    free(text);
+    return 0;
 }
 
 void tsr_ckpt_manifest_free(struct tsr_ckpt_manifest *m) {

@@ -1,4 +1,5 @@
 // Reading optimizer/{m,v,master}-*.safetensors: canonical fp32 tensors under the table's names.
+#include "core/checkpoint_audit.h"
 #include "core/checkpoint_private.h"
 
 #include <inttypes.h>
@@ -168,4 +169,15 @@ int tsr_moments_read(const struct tsr_moments *m, enum tsr_checkpoint_part part,
     }
     struct tsr_place p = tsr_place_canonical(t);
     return tsr_place_read(&p, t, s->file, s->entry, region, out);
+}
+
+const struct tsr_st_file *tsr_moments_file(const struct tsr_moments *m,
+                                           enum tsr_checkpoint_part part,
+                                           const struct tsr_tensor *t,
+                                           const struct tsr_st_entry **entry) {
+    TSR_ASSERT(t >= m->table->t && t < m->table->t + m->table->n);
+    TSR_ASSERT(m->parts[part].slots);
+    const struct slot *s = &m->parts[part].slots[t - m->table->t];
+    *entry = s->entry;
+    return s->file;
 }

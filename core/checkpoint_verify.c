@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -84,15 +85,47 @@ static int check_file(const char *dir, const struct tsr_ckpt_manifest *m,
     return rc;
 }
 
+// A directory that is named as a checkpoint of a step holds one of that step: a copy of another
+// under its name would be taken for the newest.
+int tsr_ckpt_check_step(const char *dir, int64_t step) {
+    char whole[TSR_PATH_MAX];
+    const char *rest;
+    int64_t named;
+    if (!realpath(dir, whole))
+        return tsr_fail_errno(errno, "cannot open", dir);
+    if (!tsr_ckpt_parse_step(tsr_path_base(whole), "step-", &named, &rest) || *rest ||
+        named == step)
+        return 0;
+    return tsr_fail(TSR_EMODEL,
+                    "%s: expected the manifest of step %" PRId64 ", found that of step %" PRId64,
+                    dir, named, step);
+}
+
 int tsr_checkpoint_verify(const char *dir, int rank, int n_ranks) {
     struct tsr_ckpt_manifest m;
     TSR_ASSERT(n_ranks >= 1 && rank >= 0 && rank < n_ranks);
     TSR_TRY(tsr_ckpt_manifest_read(&m, dir));
     int rc = check_file_list(dir, &m);
+    if (rc == 0)
+        rc = tsr_ckpt_check_step(dir, m.step);
     int64_t r = 0;
     for (int i = 0; rc == 0 && i < m.n; i++) {
         rc = check_file(dir, &m, &m.files[i], r, rank, n_ranks);
         r += m.files[i].n_ranges;
+    }
+    tsr_ckpt_manifest_free(&m);
+    return rc;
+}
+
+int tsr_checkpoint_verify_quick(const char *dir) {
+    struct tsr_ckpt_manifest m;
+    TSR_TRY(tsr_ckpt_manifest_read(&m, dir));
+    int rc = check_file_list(dir, &m);
+    if (rc == 0)
+        rc = tsr_ckpt_check_step(dir, m.step);
+    for (int i = 0; rc == 0 && i < m.n; i++) {
+        m.files[i].n_ranges = 0; // its size is checked only
+        rc = check_file(dir, &m, &m.files[i], 0, 0, 1);
     }
     tsr_ckpt_manifest_free(&m);
     return rc;

@@ -1,268 +1,256 @@
-// The steps of writing a checkpoint up to the digests' inputs: open, begin, write, fsync, abort.
+// From regions in memory to runs of bytes. All happens in the file's own matrix (its orientation,
+// its fused tensors): row by row, what lies side by side there goes out as one run, whoever it
+// came from.
 #include "core/checkpoint_private.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 #include "core/error.h"
 
-uint64_t tsr_checkpoint_nonce(void) {
-    uint64_t n;
-    if (getrandom(&n, sizeof n, 0) == sizeof n)
-        return n;
-    struct timespec now; // an old kernel in early boot: unlikely twice is enough
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec << 32 ^ (uint64_t)now.tv_nsec << 8 ^ (uint64_t)getpid();
-}
-
-int tsr_checkpoint_path(char out[static TSR_PATH_MAX], const char *run_dir, int64_t step) {
-    char name[64];
-    snprintf(name, sizeof name, "checkpoints/step-%08" PRId64, step);
-    return tsr_path_join(out, run_dir, name);
-}
-
-static int set_paths(struct tsr_checkpoint *c, const char *run_dir) {
-    char name[64];
-    snprintf(name, sizeof name, ".tmp-step-%08" PRId64 "-%016" PRIx64, c->opt.step, c->opt.nonce);
-    TSR_TRY(tsr_path_join(c->parent, run_dir, "checkpoints"));
-    TSR_TRY(tsr_path_join(c->tmp, c->parent, name));
-    return tsr_checkpoint_path(c->dir, run_dir, c->opt.step);
-}
-
-int tsr_checkpoint_open(struct tsr_checkpoint **out, const struct tsr_checkpoint_opt *opt) {
-    TSR_ASSERT(opt->step >= 0 && opt->table->n > 0);
-    struct tsr_checkpoint *c = calloc(1, sizeof *c);
-    if (!c)
-        return tsr_fail(TSR_ENOMEM, "no memory for a checkpoint");
-    c->opt = *opt;
-    c->opt.run_dir = NULL;
-    c->block = malloc(TSR_CKPT_BLOCK * sizeof *c->block);
-    c->narrow = opt->dtype == TSR_DT_F32 ? NULL : malloc(TSR_CKPT_BLOCK * sizeof *c->narrow);
-    int rc = 0;
-    if (!c->block || (opt->dtype != TSR_DT_F32 && !c->narrow))
-        rc = tsr_fail(TSR_ENOMEM, "no memory for a checkpoint");
-    if (rc == 0)
-        rc = set_paths(c, opt->run_dir);
-    if (rc == 0)
-        rc = tsr_ckpt_layout(c);
-    if (rc < 0) {
-        tsr_checkpoint_close(c);
-        return rc;
-    }
-    *out = c;
-    return 0;
-}
-
-static void close_fds(struct tsr_checkpoint *c) {
-    for (int i = 0; i < c->n_sets; i++) {
-        if (c->sets[i].fd >= 0)
-            close(c->sets[i].fd);
-        c->sets[i].fd = -1;
-    }
-}
-
-void tsr_checkpoint_close(struct tsr_checkpoint *c) {
-    if (!c)
-        return;
-    close_fds(c);
-    tsr_ckpt_layout_free(c);
-    free(c->block);
-    free(c->narrow);
-    free(c);
-}
-
-const char *tsr_checkpoint_dir(const struct tsr_checkpoint *c) {
-    return c->dir;
-}
-
-static int create_file(const struct tsr_checkpoint *c, const struct tsr_ckpt_file *f) {
-    char path[TSR_PATH_MAX];
-    TSR_TRY(tsr_path_join(path, c->tmp, f->path));
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0)
-        return tsr_fail_errno(errno, "cannot create", path);
-    int rc = 0;
-    if (f->size > INT64_MAX || ftruncate(fd, (off_t)f->size) < 0)
-        rc = tsr_fail_errno(f->size > INT64_MAX ? EFBIG : errno, "cannot enlarge", path);
-    if (rc == 0)
-        rc = tsr_pwrite_all(fd, f->header.data, f->header.len, 0, path);
-    if (close(fd) < 0 && rc == 0)
-        rc = tsr_fail_errno(errno, "cannot write", path);
-    return rc;
-}
-
-static int create_all(const struct tsr_checkpoint *c) {
-    char optimizer[TSR_PATH_MAX];
-    TSR_TRY(tsr_path_join(optimizer, c->tmp, "optimizer"));
-    if (mkdir(optimizer, 0777) < 0)
-        return tsr_fail_errno(errno, "cannot make the folder", optimizer);
-    for (int i = 0; i < c->n_files; i++)
-        TSR_TRY(create_file(c, &c->files[i]));
-    return 0;
-}
-
-int tsr_checkpoint_begin(struct tsr_checkpoint *c) {
-    TSR_TRY(tsr_mkdir_p(c->parent));
-    if (mkdir(c->tmp, 0777) < 0) // one that is there already is another writer's
-        return tsr_fail_errno(errno, "cannot make the folder", c->tmp);
-    int rc = create_all(c);
-    if (rc < 0) {
-        char why[2048];
-        snprintf(why, sizeof why, "%s", tsr_error_text());
-        tsr_checkpoint_abort(c); // the first failure is the one to tell
-        return tsr_fail((enum tsr_code)rc, "%s", why);
-    }
-    return 0;
-}
-
-int tsr_checkpoint_abort(struct tsr_checkpoint *c) {
-    close_fds(c);
-    return tsr_remove_tree(c->tmp);
-}
-
-struct target {
-    int fd;
-    char path[TSR_PATH_MAX];
-    uint64_t base; // of the tensor in the file
-    enum tsr_dtype dtype;
-    size_t elem;  // bytes
-    int64_t cols; // of the tensor in the file
+// A region in the file's matrix.
+struct piece {
+    int entry; // of the set
+    struct tsr_region r;
+    const float *data; // canonical, `ld` floats from row to row
+    int64_t ld;
+    bool transposed; // the file's columns are the canonical rows
 };
 
-// Writes rows of the file's matrix; they lie one after another at `rows`, in the file's dtype.
-static int put_rows(const struct target *t, struct tsr_region r, const void *rows) {
-    const char *p = rows;
-    const size_t row_bytes = (size_t)(r.c1 - r.c0) * t->elem;
-    int64_t at_once = r.c1 - r.c0 == t->cols ? r.r1 - r.r0 : 1; // whole rows are one run
-    for (int64_t i = r.r0; i < r.r1; i += at_once) {
+// An entry's place in its file, and the bytes of that file that are wanted.
+struct target {
+    struct tsr_checkpoint *c;
+    int set, file;
+    bool counts;   // elements are counted in one set of each part
+    uint64_t base; // of the entry in the file
+    uint64_t from, to;
+    enum tsr_dtype dtype;
+    size_t elem;        // bytes
+    int64_t rows, cols; // of the entry
+};
+
+// ---- bytes
+
+// n bytes at `offset`, as far as they are wanted.
+static int put(const struct target *t, uint64_t offset, const void *data, size_t n) {
+    uint64_t lo = offset > t->from ? offset : t->from;
+    uint64_t hi = offset + n < t->to ? offset + n : t->to;
+    if (lo >= hi)
+        return 0;
+    if (t->counts)
+        t->c->elems_written += (int64_t)((hi - lo) / t->elem);
+    return tsr_ckpt_put(t->c, t->set, t->file, lo, (const char *)data + (lo - offset),
+                        (size_t)(hi - lo));
+}
+
+// Elements of the region `r` of the file's matrix, `ld` of them from row to row at `data`, in the
+// file's dtype.
+static int put_rows(const struct target *t, struct tsr_region r, const void *data, int64_t ld) {
+    const size_t width = (size_t)(r.c1 - r.c0) * t->elem;
+    const bool run = r.c1 - r.c0 == t->cols && ld == t->cols;
+    for (int64_t i = r.r0; i < r.r1; i += run ? r.r1 - r.r0 : 1) {
         uint64_t offset = t->base + (uint64_t)(i * t->cols + r.c0) * t->elem;
-        TSR_TRY(tsr_pwrite_all(t->fd, p, row_bytes * (size_t)at_once, offset, t->path));
-        p += row_bytes * (size_t)at_once;
+        TSR_TRY(put(t, offset, (const char *)data + (size_t)((i - r.r0) * ld) * t->elem,
+                    run ? width * (size_t)(r.r1 - r.r0) : width));
     }
     return 0;
 }
 
-// Brings blocks of the file's region `r` together (row-major in the file's orientation and dtype)
-// and writes each: `data` is canonical, with `ld` floats from row to row.
-static int put_blocks(struct tsr_checkpoint *c, const struct target *t, bool transposed,
-                      struct tsr_region r, const float *data, int64_t ld) {
-    const int64_t width = r.c1 - r.c0 < TSR_CKPT_BLOCK ? r.c1 - r.c0 : TSR_CKPT_BLOCK;
+// ---- pieces
+
+static struct tsr_region meet(struct tsr_region a, struct tsr_region b) {
+    return (struct tsr_region){a.r0 > b.r0 ? a.r0 : b.r0, a.r1 < b.r1 ? a.r1 : b.r1,
+                               a.c0 > b.c0 ? a.c0 : b.c0, a.c1 < b.c1 ? a.c1 : b.c1};
+}
+
+static bool is_empty(struct tsr_region r) {
+    return r.r0 >= r.r1 || r.c0 >= r.c1;
+}
+
+// Copies the part `r` of a piece to its place in the block `b`.
+static void copy_piece(float *block, struct tsr_region b, const struct piece *p,
+                       struct tsr_region r) {
+    const int64_t width = b.c1 - b.c0, h = r.r1 - r.r0, w = r.c1 - r.c0;
+    float *to = block + (r.r0 - b.r0) * width + (r.c0 - b.c0);
+    if (p->transposed) {
+        tsr_transpose(to, width, p->data + (r.c0 - p->r.c0) * p->ld + (r.r0 - p->r.r0), p->ld, w,
+                      h);
+        return;
+    }
+    const float *from = p->data + (r.r0 - p->r.r0) * p->ld + (r.c0 - p->r.c0);
+    for (int64_t k = 0; k < h; k++)
+        memcpy(to + k * width, from + k * p->ld, (size_t)w * sizeof *to);
+}
+
+// Brings the pieces' parts of one block together and writes it whole, or what there is of it.
+static int put_block(const struct target *t, const struct piece *p, int n, struct tsr_region b) {
+    struct tsr_checkpoint *c = t->c;
+    const int64_t width = b.c1 - b.c0;
+    int64_t covered = 0;
+    for (int i = 0; i < n; i++) {
+        struct tsr_region r = meet(p[i].r, b);
+        if (is_empty(r))
+            continue;
+        copy_piece(c->block, b, &p[i], r);
+        covered += tsr_region_elems(r);
+    }
+    const char *block = (const char *)c->block;
+    if (t->dtype != TSR_DT_F32) {
+        tsr_dtype_from_f32(t->dtype, c->narrow, c->block, (size_t)tsr_region_elems(b));
+        block = (const char *)c->narrow;
+    }
+    if (covered == tsr_region_elems(b))
+        return put_rows(t, b, block, width);
+    for (int i = 0; i < n; i++) {
+        struct tsr_region r = meet(p[i].r, b);
+        size_t at = (size_t)((r.r0 - b.r0) * width + (r.c0 - b.c0)) * t->elem;
+        if (!is_empty(r))
+            TSR_TRY(put_rows(t, r, block + at, width));
+    }
+    return 0;
+}
+
+// Rows [rows.lo, rows.hi), in which no piece begins or ends.
+static int put_band(const struct target *t, const struct piece *p, int n, struct tsr_range rows) {
+    const struct tsr_region band = {rows.lo, rows.hi, 0, t->cols};
+    const struct piece *only = NULL;
+    int n_active = 0;
+    for (int i = 0; i < n; i++)
+        if (!is_empty(meet(p[i].r, band))) {
+            only = &p[i];
+            n_active++;
+        }
+    if (n_active == 0)
+        return 0;
+    if (n_active == 1 && !only->transposed && t->dtype == TSR_DT_F32) { // from where it lies
+        struct tsr_region r = meet(only->r, band);
+        return put_rows(t, r, only->data + (r.r0 - only->r.r0) * only->ld, only->ld);
+    }
+    const int64_t width = t->cols < TSR_CKPT_BLOCK ? t->cols : TSR_CKPT_BLOCK;
     const int64_t height = TSR_CKPT_BLOCK / width;
-    for (int64_t i = r.r0; i < r.r1; i += height)
-        for (int64_t j = r.c0; j < r.c1; j += width) {
-            struct tsr_region b = {i, i + height < r.r1 ? i + height : r.r1, j,
-                                   j + width < r.c1 ? j + width : r.c1};
-            const int64_t h = b.r1 - b.r0, w = b.c1 - b.c0;
-            if (transposed)
-                tsr_transpose(c->block, w, data + (j - r.c0) * ld + (i - r.r0), ld, w, h);
-            else
-                for (int64_t k = 0; k < h; k++)
-                    memcpy(c->block + k * w, data + (i - r.r0 + k) * ld + (j - r.c0),
-                           (size_t)w * sizeof *data);
-            if (t->dtype != TSR_DT_F32)
-                tsr_dtype_from_f32(t->dtype, c->narrow, c->block, (size_t)(h * w));
-            TSR_TRY(put_rows(t, b, t->dtype == TSR_DT_F32 ? (void *)c->block : c->narrow));
+    for (int64_t i = rows.lo; i < rows.hi; i += height)
+        for (int64_t j = 0; j < t->cols; j += width) {
+            struct tsr_region b = {i, i + height, j, j + width};
+            TSR_TRY(put_block(t, p, n, meet(b, band)));
         }
     return 0;
 }
 
-// Network file systems may report a failed write only here.
-static int close_set(const struct tsr_checkpoint *c, struct tsr_ckpt_set *s) {
-    int fd = s->fd;
-    s->fd = -1;
-    if (fd < 0 || close(fd) == 0)
+// All pieces of one entry, sorted by their first rows.
+static int put_entry(const struct target *t, const struct piece *p, int n) {
+    const uint64_t row_bytes = (uint64_t)t->cols * t->elem, n_bytes = (uint64_t)t->rows * row_bytes;
+    if (t->from >= t->base + n_bytes || t->to <= t->base)
         return 0;
-    int err = errno;
-    char path[TSR_PATH_MAX];
-    TSR_TRY(tsr_path_join(path, c->tmp, c->files[s->fd_file].path));
-    return tsr_fail_errno(err, "cannot write", path);
-}
-
-static int open_target(struct tsr_checkpoint *c, struct tsr_ckpt_set *s, int entry,
-                       struct target *t) {
-    int k = s->first_file;
-    while (&s->entries[entry] >= c->files[k].entries + c->files[k].n_entries)
-        k++;
-    struct tsr_ckpt_file *f = &c->files[k];
-    TSR_TRY(tsr_path_join(t->path, c->tmp, f->path));
-    if (s->fd < 0 || s->fd_file != k) {
-        TSR_TRY(close_set(c, s));
-        s->fd = open(t->path, O_WRONLY | O_CLOEXEC);
-        s->fd_file = k;
-        if (s->fd < 0)
-            return tsr_fail_errno(errno, "cannot open", t->path);
+    uint64_t to = t->to - t->base < n_bytes ? t->to - t->base : n_bytes;
+    int64_t i = t->from > t->base ? (int64_t)((t->from - t->base) / row_bytes) : 0;
+    const int64_t end = (int64_t)((to - 1) / row_bytes) + 1;
+    while (i < end) {
+        int64_t next = end; // where a piece begins or ends
+        for (int k = 0; k < n && p[k].r.r0 < next; k++) {
+            if (p[k].r.r0 > i)
+                next = p[k].r.r0;
+            else if (p[k].r.r1 > i && p[k].r.r1 < next)
+                next = p[k].r.r1;
+        }
+        TSR_TRY(put_band(t, p, n, (struct tsr_range){i, next}));
+        i = next;
     }
-    f->dirty = true;
-    t->fd = s->fd;
-    t->base = f->header.len + s->entries[entry].begin;
-    t->dtype = s->dtype;
-    t->elem = tsr_dtype_size(s->dtype);
     return 0;
 }
 
-static int write_to_set(struct tsr_checkpoint *c, struct tsr_ckpt_set *s,
-                        const struct tsr_tensor *t, struct tsr_region region, const float *data,
-                        int64_t ld) {
-    struct target target;
-    const struct tsr_place p = s->hf ? tsr_place_hf(t) : tsr_place_canonical(t);
-    const struct tsr_region r = tsr_place_region(&p, t, region);
-    TSR_TRY(open_target(c, s, s->entry_of[t - c->opt.table->t], &target));
-    target.cols = p.cols;
-    const bool as_it_is = !p.transposed && s->dtype == TSR_DT_F32;
-    if (as_it_is && ld == r.c1 - r.c0)
-        return put_rows(&target, r, data);
-    if (as_it_is && r.c1 - r.c0 < p.cols) { // rows with gaps on both sides
-        for (int64_t i = r.r0; i < r.r1; i++)
-            TSR_TRY(put_rows(&target, (struct tsr_region){i, i + 1, r.c0, r.c1},
-                             data + (i - r.r0) * ld));
-        return 0;
+static int order_of_pieces(const void *a, const void *b) {
+    const struct piece *x = a, *y = b;
+    if (x->entry != y->entry)
+        return x->entry < y->entry ? -1 : 1;
+    if (x->r.r0 != y->r.r0)
+        return x->r.r0 < y->r.r0 ? -1 : 1;
+    return x->r.c0 < y->r.c0 ? -1 : x->r.c0 > y->r.c0;
+}
+
+static struct target find_target(struct tsr_checkpoint *c, int set, int entry,
+                                 const struct tsr_ckpt_window *w) {
+    const struct tsr_ckpt_set *s = &c->sets[set];
+    const struct tsr_st_entry *e = &s->entries[entry];
+    int k = s->first_file;
+    while (e >= c->files[k].entries + c->files[k].n_entries)
+        k++;
+    return (struct target){.c = c,
+                           .set = set,
+                           .file = k,
+                           .counts = set == c->n_sets - 1 || c->sets[set + 1].part != s->part,
+                           .base = c->files[k].header.len + e->begin,
+                           .from = w ? w[k].from : 0,
+                           .to = w ? w[k].to : UINT64_MAX,
+                           .dtype = s->dtype,
+                           .elem = tsr_dtype_size(s->dtype),
+                           .rows = e->shape[0],
+                           .cols = e->ndim == 2 ? e->shape[1] : 1};
+}
+
+// Sources of this set's part as pieces; returns how many.
+static int find_pieces(const struct tsr_checkpoint *c, const struct tsr_ckpt_set *s,
+                       const struct tsr_checkpoint_source *sources, int n, struct piece *pieces) {
+    int n_pieces = 0;
+    for (int i = 0; i < n; i++) {
+        const struct tsr_checkpoint_source *x = &sources[i];
+        const struct tsr_place place = s->hf ? tsr_place_hf(x->t) : tsr_place_canonical(x->t);
+        if (x->part != s->part || tsr_region_elems(x->region) == 0)
+            continue;
+        int entry = s->entry_of[x->t - c->opt.table->t];
+        if (entry >= 0)
+            pieces[n_pieces++] = (struct piece){entry, tsr_place_region(&place, x->t, x->region),
+                                                x->data, x->ld, place.transposed};
     }
-    return put_blocks(c, &target, p.transposed, r, data, ld);
+    if (n_pieces > 1)
+        qsort(pieces, (size_t)n_pieces, sizeof *pieces, order_of_pieces);
+    return n_pieces;
+}
+
+static int write_to_set(struct tsr_checkpoint *c, int set, struct piece *pieces, int n,
+                        const struct tsr_ckpt_window *w) {
+    for (int i = 0, same; i < n; i += same) {
+        for (same = 1; i + same < n && pieces[i + same].entry == pieces[i].entry;)
+            same++;
+        struct target t = find_target(c, set, pieces[i].entry, w);
+        TSR_TRY(put_entry(&t, pieces + i, same));
+    }
+    return 0;
+}
+
+// ---- interface
+
+static void check_source(const struct tsr_checkpoint *c, const struct tsr_checkpoint_source *x) {
+    TSR_ASSERT(x->t >= c->opt.table->t && x->t < c->opt.table->t + c->opt.table->n);
+    TSR_ASSERT(x->ld >= x->region.c1 - x->region.c0);
 }
 
 int tsr_checkpoint_write(struct tsr_checkpoint *c, enum tsr_checkpoint_part part,
                          const struct tsr_tensor *t, struct tsr_region region, const float *data,
                          int64_t ld) {
-    TSR_ASSERT(t >= c->opt.table->t && t < c->opt.table->t + c->opt.table->n);
-    TSR_ASSERT(ld >= region.c1 - region.c0);
-    if (tsr_region_elems(region) == 0 || (t->frozen && part != TSR_CKPT_WEIGHTS))
-        return 0;
-    for (int i = 0; i < c->n_sets; i++)
-        if (c->sets[i].part == part)
-            TSR_TRY(write_to_set(c, &c->sets[i], t, region, data, ld));
-    c->elems_written += tsr_region_elems(region);
-    return 0;
-}
-
-int tsr_checkpoint_fsync(struct tsr_checkpoint *c) {
-    char path[TSR_PATH_MAX];
-    for (int i = 0; i < c->n_sets; i++)
-        TSR_TRY(close_set(c, &c->sets[i]));
-    for (int i = 0; i < c->n_files; i++) {
-        if (!c->files[i].dirty)
-            continue;
-        TSR_TRY(tsr_path_join(path, c->tmp, c->files[i].path));
-        TSR_TRY(tsr_fsync_path(path));
-        c->files[i].dirty = false;
+    const struct tsr_checkpoint_source source = {part, t, region, data, ld};
+    struct piece piece;
+    check_source(c, &source);
+    for (int i = 0; i < c->n_sets; i++) {
+        int n = find_pieces(c, &c->sets[i], &source, 1, &piece);
+        TSR_TRY(write_to_set(c, i, &piece, n, NULL));
     }
     return 0;
 }
 
-int64_t tsr_checkpoint_elems_written(const struct tsr_checkpoint *c) {
-    return c->elems_written;
-}
-
-int64_t tsr_checkpoint_elems(const struct tsr_checkpoint *c) {
-    int64_t n = 0;
-    for (int i = 0; i < c->opt.table->n; i++) {
-        const struct tsr_tensor *t = &c->opt.table->t[i];
-        n += t->rows * t->cols * (t->frozen ? 1 : 3);
+int tsr_checkpoint_write_share(struct tsr_checkpoint *c,
+                               const struct tsr_checkpoint_source *sources, int n, int share,
+                               int n_shares) {
+    struct tsr_ckpt_window *w = NULL;
+    TSR_ASSERT(share >= 0 && share < n_shares);
+    for (int i = 0; i < n; i++)
+        check_source(c, &sources[i]);
+    struct piece *pieces = malloc(((size_t)n + 1) * sizeof *pieces);
+    int rc = pieces ? tsr_ckpt_share(c, sources, n, share, n_shares, &w)
+                    : tsr_fail(TSR_ENOMEM, "no memory to write a checkpoint");
+    for (int i = 0; rc == 0 && i < c->n_sets; i++) {
+        int n_pieces = find_pieces(c, &c->sets[i], sources, n, pieces);
+        rc = write_to_set(c, i, pieces, n_pieces, w);
     }
-    return n;
+    free(pieces);
+    free(w);
+    return rc;
 }

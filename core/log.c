@@ -193,24 +193,37 @@ static void write_human(enum tsr_log_level level, const struct timespec *now, co
     tsr_buf_free(&b);
 }
 
-void tsr_log(enum tsr_log_level level, const char *fmt, ...) {
+static void write_line(enum tsr_log_level level, bool human, const char *fmt, va_list ap) {
     pthread_once(&once, start);
     if ((int)level < atomic_load(&g.level))
         return;
     char small[1024], *msg = small, *big = NULL;
-    va_list ap;
-    va_start(ap, fmt);
+    va_list again;
+    va_copy(again, ap);
     int n = vsnprintf(small, sizeof small, fmt, ap);
-    va_end(ap);
     if (n >= (int)sizeof small && (big = malloc((size_t)n + 1))) { // else: cut rather than lost
-        va_start(ap, fmt);
-        vsnprintf(big, (size_t)n + 1, fmt, ap);
-        va_end(ap);
+        vsnprintf(big, (size_t)n + 1, fmt, again);
         msg = big;
     }
+    va_end(again);
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    write_human(level, &now, msg);
+    if (human)
+        write_human(level, &now, msg);
     write_json(level, &now, msg);
     free(big);
+}
+
+void tsr_log(enum tsr_log_level level, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    write_line(level, true, fmt, ap);
+    va_end(ap);
+}
+
+void tsr_log_file(enum tsr_log_level level, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    write_line(level, false, fmt, ap);
+    va_end(ap);
 }

@@ -20,6 +20,10 @@ void tsr_log_close(void);
 
 __attribute__((format(printf, 2, 3))) void tsr_log(enum tsr_log_level level, const char *fmt, ...);
 
+// One line into log.jsonl only: what would disturb people but may help them later.
+__attribute__((format(printf, 2, 3))) void tsr_log_file(enum tsr_log_level level, const char *fmt,
+                                                        ...);
+
 #define tsr_debug(...) tsr_log(TSR_LOG_DEBUG, __VA_ARGS__)
 #define tsr_info(...)  tsr_log(TSR_LOG_INFO, __VA_ARGS__)
 #define tsr_warn(...)  tsr_log(TSR_LOG_WARN, __VA_ARGS__)

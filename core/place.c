@@ -67,6 +67,24 @@ void tsr_transpose(float *dst, int64_t ld_dst, const float *src, int64_t ld_src,
         }
 }
 
+// Rows of a transposed file that are read and turned at once.
+static int64_t rows_at_once(int64_t width, int64_t n_rows) {
+    int64_t step = BLOCK / width < 1 ? 1 : BLOCK / width;
+    return step < n_rows ? step : n_rows;
+}
+
+uint64_t tsr_place_bytes(const struct tsr_place *p, const struct tsr_tensor *t,
+                         const struct tsr_st_entry *e, struct tsr_region r) {
+    const struct tsr_region f = tsr_place_region(p, t, r);
+    uint64_t n_bytes = 0;
+    if (tsr_region_elems(r) == 0)
+        return 0;
+    const int64_t step = p->transposed ? rows_at_once(f.c1 - f.c0, f.r1 - f.r0) : f.r1 - f.r0;
+    for (int64_t i = f.r0; i < f.r1; i += step)
+        n_bytes += tsr_st_region_bytes(e, i, i + step < f.r1 ? i + step : f.r1, f.c0, f.c1);
+    return n_bytes;
+}
+
 int tsr_place_read(const struct tsr_place *p, const struct tsr_tensor *t,
                    const struct tsr_st_file *f, const struct tsr_st_entry *e, struct tsr_region r,
                    float *out) {
@@ -76,8 +94,7 @@ int tsr_place_read(const struct tsr_place *p, const struct tsr_tensor *t,
     if (!p->transposed)
         return tsr_st_read_region(f, e, in_file.r0, in_file.r1, in_file.c0, in_file.c1, out);
     const int64_t width = in_file.c1 - in_file.c0, n_in = in_file.r1 - in_file.r0;
-    int64_t step = BLOCK / width < 1 ? 1 : BLOCK / width;
-    step = step < n_in ? step : n_in;
+    const int64_t step = rows_at_once(width, n_in);
     float *block = malloc((size_t)(step * width) * sizeof *block); // (step, width) of (in, out)
     if (!block)
         return tsr_fail(TSR_ENOMEM, "%s: no memory to read tensor \"%s\"", f->path, e->name);

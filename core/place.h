@@ -32,6 +32,10 @@ int tsr_place_read(const struct tsr_place *p, const struct tsr_tensor *t,
                    const struct tsr_st_file *f, const struct tsr_st_entry *e, struct tsr_region r,
                    float *out);
 
+// Bytes of the file that tsr_place_read reads for it.
+uint64_t tsr_place_bytes(const struct tsr_place *p, const struct tsr_tensor *t,
+                         const struct tsr_st_entry *e, struct tsr_region r);
+
 // dst (cols, ld_dst) = transpose of src (rows, ld_src), in square tiles that stay in the cache.
 void tsr_transpose(float *dst, int64_t ld_dst, const float *src, int64_t ld_src, int64_t rows,
                    int64_t cols);

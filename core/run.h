@@ -25,6 +25,15 @@ struct tsr_sources {
     int n;
 };
 
+struct tsr_layout3 {
+    int64_t tp, pp, dp;
+};
+
+struct tsr_layouts {
+    struct tsr_layout3 *items;
+    int n;
+};
+
 struct tsr_run {
     struct {
         char *name, *dir;
@@ -58,11 +67,18 @@ struct tsr_run {
         int64_t chunks;
         bool sequence, exact;
         int64_t virtual_shards, virtual_replicas; // 0: derived
+        struct tsr_layouts elastic;               // in order of preference
     } parallel;
     struct {
         int64_t every, keep; // every 0: only at the end; keep 0: all
-        char *resume;        // "auto", "none" or a folder
+        bool async;
+        char *resume; // "auto", "none" or a folder
     } checkpoint;
+    struct {
+        int64_t restarts;              // without a new checkpoint between them
+        int64_t heartbeat_ms, lost_ms; // silence of lost_ms is death
+        int64_t metrics_port;          // 0: none
+    } supervise;
     struct {
         int backend;
         int64_t threads; // 0: cores / ranks on this host

@@ -132,6 +132,35 @@ static void check_layout(struct tsr_reader *rd) {
                     (long long)r->train.micro_batch, (long long)r->data.seq_len);
 }
 
+// Each layout to go on with must fit the batch, and give the same results as the first one.
+static void check_elastic(struct tsr_reader *rd) {
+    const struct tsr_layouts *list = &rd->r->parallel.elastic;
+    struct tsr_mark at;
+    if (list->n == 0 || !fields_are_good(rd,
+                                         FIELDS("parallel.elastic", "train.micro_batch",
+                                                "train.global_batch", "parallel.virtual_shards",
+                                                "parallel.virtual_replicas", "parallel.schedule"),
+                                         &at))
+        return;
+    if (!rd->r->parallel.exact) {
+        tsr_mistake(rd, at,
+                    "parallel.elastic: needs parallel.exact: true, or another layout would "
+                    "give other results");
+        return;
+    }
+    for (int i = 0; i < list->n; i++) {
+        struct tsr_run other = *rd->r; // shares all that it points to
+        const struct tsr_layout3 *l = &list->items[i];
+        other.parallel.tp = l->tp;
+        other.parallel.pp = l->pp;
+        other.parallel.dp = l->dp;
+        if (tsr_run_check_layout(&other) < 0)
+            tsr_mistake(rd, at, "parallel.elastic: layout %d (tp %lld, pp %lld, dp %lld): %s",
+                        i + 1, (long long)l->tp, (long long)l->pp, (long long)l->dp,
+                        tsr_error_text());
+    }
+}
+
 static bool ends_with(const char *s, const char *end) {
     size_t n = strlen(s), n_end = strlen(end);
     return n >= n_end && strcmp(s + n - n_end, end) == 0;
@@ -165,6 +194,7 @@ void tsr_run_check(struct tsr_reader *rd) {
     check_model(rd);
     check_lr(rd);
     check_layout(rd);
+    check_elastic(rd);
     check_text(rd, &rd->r->data.train, "data.train");
     check_text(rd, &rd->r->data.valid, "data.valid");
     check_device(rd);

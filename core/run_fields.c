@@ -120,15 +120,28 @@ const struct tsr_field tsr_fields[TSR_N_FIELDS] = {
      .dflt = "0", .fixed = true,
      .dflt_in_words = "the largest power of two <= 8 that divides train.global_batch",
      .help = "pieces of the global batch that data parallelism may deal out (W); 0: derived"},
+    {"parallel.elastic", TSR_FIELD_LAYOUTS, AT(parallel.elastic),
+     .help = "layouts to go on with when the one above can't be run, in order of preference"},
 
     {"checkpoint.every", INT(0, NO_LIMIT), AT(checkpoint.every), .dflt = "0",
      .help = "steps between checkpoints; 0: only after the last step"},
     {"checkpoint.keep", INT(0, NO_LIMIT), AT(checkpoint.keep), .dflt = "0",
      .help = "newest checkpoints to keep; 0: all"},
+    {"checkpoint.async", TSR_FIELD_BOOL, AT(checkpoint.async), .dflt = "true",
+     .help = "write checkpoints while training goes on, from a copy in memory"},
     {"checkpoint.resume", TSR_FIELD_RESUME, AT(checkpoint.resume), .words = resumes,
      .dflt = "auto",
      .help = "auto: from the newest good checkpoint of run.dir, if any; none: start again; or a "
              "checkpoint's folder"},
+
+    {"supervise.restarts", INT(0, 1e6), AT(supervise.restarts), .dflt = "10",
+     .help = "restarts after a failure without a new checkpoint between them; then the run ends"},
+    {"supervise.heartbeat_ms", INT(10, 60000), AT(supervise.heartbeat_ms), .dflt = "250",
+     .help = "between two signs of life of a rank"},
+    {"supervise.lost_ms", INT(100, 600000), AT(supervise.lost_ms), .dflt = "3000",
+     .help = "silence after which a rank counts as dead"},
+    {"supervise.metrics_port", INT(0, 65535), AT(supervise.metrics_port), .dflt = "0",
+     .help = "loopback port of /metrics for Prometheus; 0: none"},
 
     {"device.backend", ENUM(backends), AT(device.backend), .dflt = "auto",
      .help = "where to compute"},
@@ -192,6 +205,8 @@ const char *tsr_field_type_text(const struct tsr_field *f, char buf[static 200])
         return "path";
     case TSR_FIELD_JSON:
         return "mapping of config.json keys";
+    case TSR_FIELD_LAYOUTS:
+        return "list of {tp, pp, dp}";
     case TSR_FIELD_SOURCES:
         break;
     }

@@ -16,6 +16,7 @@ enum tsr_field_type {
     TSR_FIELD_RESUME,  // char *: one of `words`, or a path
     TSR_FIELD_JSON,    // char *: JSON text of a mapping
     TSR_FIELD_SOURCES, // struct tsr_sources
+    TSR_FIELD_LAYOUTS, // struct tsr_layouts
 };
 
 struct tsr_field {
@@ -32,7 +33,7 @@ struct tsr_field {
     const char *help;
 };
 
-enum { TSR_N_FIELDS = 46 };
+enum { TSR_N_FIELDS = 52 };
 extern const struct tsr_field tsr_fields[TSR_N_FIELDS];
 
 static inline void *tsr_field_at(const struct tsr_field *f, const struct tsr_run *r) {
@@ -90,6 +91,8 @@ enum tsr_scalar tsr_yaml_scalar(const yaml_node_t *node);
 bool tsr_yaml_is_null(const yaml_node_t *node);
 bool tsr_yaml_is_true(const yaml_node_t *node);
 const char *tsr_yaml_text(const yaml_node_t *scalar);
+// A scalar of at least one character; a NUL can stand in quotes as an escape.
+bool tsr_yaml_is_text(const yaml_node_t *node);
 // "a list", "the text `abc`" and the like, for messages.
 const char *tsr_yaml_describe(const yaml_node_t *node, char buf[static 100]);
 // Pairs that a mapping may have; a mistake is recorded for a mapping of more, for a key that is
@@ -110,6 +113,14 @@ int tsr_quote(struct tsr_buf *out, const char *s);
 
 // Gives a field the value of a node, or records a mistake. null is the default.
 void tsr_field_set(struct tsr_reader *rd, int field, const yaml_node_t *node);
+// The same for fields whose value is a list.
+void tsr_field_set_sources(struct tsr_reader *rd, const struct tsr_field *f,
+                           const yaml_node_t *node);
+void tsr_field_set_layouts(struct tsr_reader *rd, const struct tsr_field *f,
+                           const yaml_node_t *node);
+// Records that a value is of another type than its field.
+void tsr_field_wrong_type(struct tsr_reader *rd, const struct tsr_field *f,
+                          const yaml_node_t *node);
 // Gives a field its default.
 int tsr_field_reset(struct tsr_run *r, const struct tsr_field *f);
 void tsr_field_free(struct tsr_run *r, const struct tsr_field *f);

@@ -14,6 +14,10 @@ void tsr_field_free(struct tsr_run *r, const struct tsr_field *f) {
             free(s->items[i].path);
         free(s->items);
         *s = (struct tsr_sources){0};
+    } else if (f->type == TSR_FIELD_LAYOUTS) {
+        struct tsr_layouts *l = tsr_field_at(f, r);
+        free(l->items);
+        *l = (struct tsr_layouts){0};
     } else if (f->type > TSR_FIELD_ENUM) {
         char **at = tsr_field_at(f, r);
         free(*at);
@@ -66,6 +70,14 @@ static int print_sources(struct tsr_buf *out, const struct tsr_sources *s) {
     return tsr_buf_append(out, "]", 1);
 }
 
+static int print_layouts(struct tsr_buf *out, const struct tsr_layouts *l) {
+    TSR_TRY(tsr_buf_append(out, "[", 1));
+    for (int i = 0; i < l->n; i++)
+        TSR_TRY(tsr_buf_printf(out, "%s{tp: %" PRId64 ", pp: %" PRId64 ", dp: %" PRId64 "}",
+                               i ? ", " : "", l->items[i].tp, l->items[i].pp, l->items[i].dp));
+    return tsr_buf_append(out, "]", 1);
+}
+
 int tsr_field_print(const struct tsr_run *r, const struct tsr_field *f, struct tsr_buf *out) {
     const void *at = tsr_field_at(f, r);
     const char *text;
@@ -80,6 +92,8 @@ int tsr_field_print(const struct tsr_run *r, const struct tsr_field *f, struct t
         return tsr_buf_printf(out, "%s", f->words[*(const int *)at]);
     case TSR_FIELD_SOURCES:
         return print_sources(out, at);
+    case TSR_FIELD_LAYOUTS:
+        return print_layouts(out, at);
     default:
         text = *(char *const *)at;
         if (!text)

@@ -69,6 +69,10 @@ const struct tsr_st_entry *tsr_st_find(const struct tsr_st_file *f, const char *
 int tsr_st_read_region(const struct tsr_st_file *f, const struct tsr_st_entry *e, int64_t r0,
                        int64_t r1, int64_t c0, int64_t c1, float *out);
 
+// Bytes that tsr_st_read_region reads for it, short gaps included.
+uint64_t tsr_st_region_bytes(const struct tsr_st_entry *e, int64_t r0, int64_t r1, int64_t c0,
+                             int64_t c1);
+
 // The header (length, JSON padded to 8 bytes) of a file that will hold `n` tensors in this order;
 // fills begin/end. `format: pt` stands in the metadata as transformers expects.
 int tsr_st_header(struct tsr_st_entry *entries, int n, struct tsr_buf *out);

@@ -35,11 +35,16 @@ static int read_run(const struct reader *r, uint64_t offset, size_t n, float *ou
     return 0;
 }
 
+// Whether rows are read one by one, or many in one call with what lies between them.
+static bool skips_gaps(uint64_t stride, uint64_t row_bytes) {
+    return stride > SCRATCH || stride - row_bytes > SHORT_GAP;
+}
+
 // Rows of `width` elements that lie `stride` bytes apart, the first at `offset`.
 static int read_rows(const struct reader *r, uint64_t offset, uint64_t stride, int64_t n_rows,
                      size_t width, float *out) {
     const size_t row_bytes = width * r->elem;
-    if (stride > SCRATCH || stride - row_bytes > SHORT_GAP) {
+    if (skips_gaps(stride, row_bytes)) {
         for (int64_t i = 0; i < n_rows; i++)
             TSR_TRY(read_run(r, offset + (uint64_t)i * stride, width, out + (size_t)i * width));
         return 0;
@@ -87,6 +92,19 @@ int tsr_st_read_region(const struct tsr_st_file *f, const struct tsr_st_entry *e
                  : read_rows(&r, offset, (uint64_t)cols * r.elem, r1 - r0, (size_t)(c1 - c0), out);
     free(r.scratch);
     return rc;
+}
+
+uint64_t tsr_st_region_bytes(const struct tsr_st_entry *e, int64_t r0, int64_t r1, int64_t c0,
+                             int64_t c1) {
+    const uint64_t elem = tsr_dtype_size(e->dtype), row_bytes = (uint64_t)(c1 - c0) * elem;
+    const uint64_t n_rows = (uint64_t)(r1 - r0), cols = e->ndim == 2 ? (uint64_t)e->shape[1] : 1;
+    const uint64_t stride = cols * elem;
+    if (n_rows == 0 || row_bytes == 0)
+        return 0;
+    if (row_bytes == stride || skips_gaps(stride, row_bytes))
+        return n_rows * row_bytes;
+    const uint64_t at_once = SCRATCH / stride, n_calls = (n_rows + at_once - 1) / at_once;
+    return (n_rows - n_calls) * stride + n_calls * row_bytes;
 }
 
 // {"dtype": …, "shape": […], "data_offsets": […]}, or NULL when out of memory.

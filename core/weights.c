@@ -307,3 +307,11 @@ int tsr_weights_read(const struct tsr_weights *w, const struct tsr_tensor *t,
     struct tsr_place p = tsr_place_hf(t);
     return tsr_place_read(&p, t, s->file, s->entry, region, out);
 }
+
+const struct tsr_st_file *tsr_weights_file(const struct tsr_weights *w, const struct tsr_tensor *t,
+                                           const struct tsr_st_entry **entry) {
+    TSR_ASSERT(t >= w->table->t && t < w->table->t + w->table->n);
+    const struct slot *s = &w->slots[t - w->table->t];
+    *entry = s->entry;
+    return s->file;
+}

@@ -3,6 +3,7 @@
 #define TSR_CORE_WEIGHTS_H
 
 #include "core/model.h"
+#include "core/safetensors.h"
 #include "core/tensor.h"
 
 struct tsr_weights;
@@ -20,5 +21,9 @@ void tsr_weights_close(struct tsr_weights *w); // NULL is fine
 // canonical (out, in) orientation, whatever the file's.
 int tsr_weights_read(const struct tsr_weights *w, const struct tsr_tensor *t,
                      struct tsr_region region, float *out);
+
+// The file that holds the table's tensor `t`, and its entry there.
+const struct tsr_st_file *tsr_weights_file(const struct tsr_weights *w, const struct tsr_tensor *t,
+                                           const struct tsr_st_entry **entry);
 
 #endif

@@ -1,6 +1,6 @@
-// Weights and optimizer state between a net and the directories of core/weights.h and
-// core/checkpoint.h. Every rank calls these together; each reads only the regions that it holds
-// and writes only those that it owns.
+// Weights and optimizer state from the directories of core/weights.h and core/checkpoint.h into a
+// net. Every rank calls these together; each reads only the regions that it holds. The way back is
+// dist/snapshot.h.
 #ifndef TSR_DIST_STORE_H
 #define TSR_DIST_STORE_H
 
@@ -11,17 +11,6 @@
 int tsr_store_load_weights(struct tsr_net *net, const char *dir);
 // Reads weights (the fp32 master) and, when training, moments of a checkpoint.
 int tsr_store_load_checkpoint(struct tsr_net *net, const char *dir);
-
-struct tsr_store_save {
-    const char *run_dir;
-    const char *source_dir;    // generation_config.json comes from here; or NULL
-    const char *tokenizer_dir; // or NULL
-    struct tsr_state state;
-    int64_t keep;
-};
-// Writes checkpoints/step-%08d with all ranks. On failure nothing is left but what was there
-// before, and every rank gets a code.
-int tsr_store_save_checkpoint(struct tsr_net *net, const struct tsr_store_save *s);
 
 // Finds the newest checkpoint of run_dir that verifies, warning about those that don't. Returns 1
 // and fills dir on every rank, or 0.

@@ -5,6 +5,7 @@
 #include "tests/unit/files_support.h"
 
 #include "core/checkpoint.h"
+#include "core/checkpoint_publish.h"
 #include "core/tensor.h"
 
 struct fixture {
@@ -13,6 +14,7 @@ struct fixture {
     struct tsr_tensor_table table;
     struct tsr_checkpoint_opt opt;
     struct tsr_state state;
+    bool shared; // ranks read each other's memory and write shares
 };
 
 static const char gpt2_json[] =
@@ -62,71 +64,176 @@ struct layout {
     int V; // with pieces
 };
 
-static inline void write_part_of_region(const struct fixture *x, struct tsr_checkpoint *c,
-                                        enum tsr_checkpoint_part part, const struct tsr_tensor *t,
-                                        struct tsr_region g, int64_t pad) {
+// Values of a region in rows of `pad` more floats than it has columns; the caller frees them.
+static inline float *region_values(const struct fixture *x, enum tsr_checkpoint_part part,
+                                   const struct tsr_tensor *t, struct tsr_region g, int64_t pad) {
     int64_t ld = g.c1 - g.c0 + pad, n = (g.r1 - g.r0) * ld;
     float *data = malloc((size_t)(n + 1) * sizeof *data);
     for (int64_t i = 0; i < n; i++) {
         int64_t col = g.c0 + i % ld;
         data[i] = col < g.c1 ? element(x, part, t, g.r0 + i / ld, col) : 1e30f;
     }
-    expect_ok(tsr_checkpoint_write(c, part, t, g, data, ld));
-    free(data);
+    return data;
 }
 
-static inline void write_as_rank(const struct fixture *x, struct tsr_checkpoint *c, struct layout l,
-                                 int rank) {
+typedef void (*region_fn)(void *arg, enum tsr_checkpoint_part part, const struct tsr_tensor *t,
+                          struct tsr_region g, int64_t pad);
+
+// The regions of one rank.
+static inline void each_region(const struct fixture *x, struct layout l, int rank, region_fn fn,
+                               void *arg) {
     for (int k = 0; k < 3 * x->table.n; k++) {
         enum tsr_checkpoint_part part = (enum tsr_checkpoint_part)(k % 3);
         const struct tsr_tensor *t = &x->table.t[l.slices ? x->table.n - 1 - k / 3 : k / 3];
         if (!l.slices) {
             for (int v = rank * l.V / l.n_ranks; v < (rank + 1) * l.V / l.n_ranks; v++)
-                write_part_of_region(x, c, part, t, tsr_tensor_piece(t, v, l.V), 0);
+                fn(arg, part, t, tsr_tensor_piece(t, v, l.V), 0);
             continue;
         }
         int64_t lo = t->rows * rank / l.n_ranks, hi = t->rows * (rank + 1) / l.n_ranks;
-        for (int64_t r = hi; r > lo; r -= r - lo < 3 ? r - lo : 3) {
-            struct tsr_region g = {r - lo < 3 ? lo : r - 3, r, 0, t->cols};
-            write_part_of_region(x, c, part, t, g, 2);
-        }
+        for (int64_t r = hi; r > lo; r -= r - lo < 3 ? r - lo : 3)
+            fn(arg, part, t, (struct tsr_region){r - lo < 3 ? lo : r - 3, r, 0, t->cols}, 2);
     }
 }
 
-// All steps up to the digests; the caller commits or aborts handles[0]. Returns the digests.
-static inline struct tsr_digest *write_up_to_digests(const struct fixture *x, struct layout l,
-                                                     struct tsr_checkpoint **handles) {
-    int64_t written = 0, n_digests = 0;
+struct writing {
+    const struct fixture *x;
+    struct tsr_checkpoint *c;
+    struct tsr_checkpoint_source *sources; // with x->shared
+    int n, cap;
+};
+
+static inline void write_one(void *arg, enum tsr_checkpoint_part part, const struct tsr_tensor *t,
+                             struct tsr_region g, int64_t pad) {
+    struct writing *w = arg;
+    float *data = region_values(w->x, part, t, g, pad);
+    expect_ok(tsr_checkpoint_write(w->c, part, t, g, data, g.c1 - g.c0 + pad));
+    free(data);
+}
+
+static inline void collect_one(void *arg, enum tsr_checkpoint_part part, const struct tsr_tensor *t,
+                               struct tsr_region g, int64_t pad) {
+    struct writing *w = arg;
+    if (w->n == w->cap) {
+        w->cap = 2 * w->cap + 64;
+        w->sources = realloc(w->sources, (size_t)w->cap * sizeof *w->sources);
+    }
+    w->sources[w->n++] = (struct tsr_checkpoint_source){
+        part, t, g, region_values(w->x, part, t, g, pad), g.c1 - g.c0 + pad};
+}
+
+static inline void write_as_rank(const struct fixture *x, struct tsr_checkpoint *c, struct layout l,
+                                 int rank) {
+    struct writing w = {.x = x, .c = c};
+    for (int i = 0; x->shared && i < l.n_ranks; i++)
+        each_region(x, l, i, collect_one, &w);
+    if (x->shared)
+        expect_ok(tsr_checkpoint_write_share(c, w.sources, w.n, rank, l.n_ranks));
+    else
+        each_region(x, l, rank, write_one, &w);
+    for (int i = 0; i < w.n; i++)
+        free((void *)(uintptr_t)w.sources[i].data);
+    free(w.sources);
+}
+
+// What a coordinator does with plan and votes: here, in one process.
+struct gathered {
+    struct tsr_save_plan plan;
+    struct tsr_publish publish;
+    uint64_t n_ranges, n_read_back, elements;
+    struct tsr_digest *digests;
+    bool *have;
+};
+
+static inline void gather(struct gathered *g, struct tsr_save_vote *v) {
+    g->elements += v->elements;
+    for (int i = 0; i < v->n_ranges; i++)
+        for (int k = 0; k < v->ranges[i].n; k++) {
+            uint64_t r = v->ranges[i].first + (uint64_t)k;
+            assert_true(r < g->n_ranges);
+            assert_false(g->have[r]);
+            g->have[r] = true;
+            g->digests[r] = v->ranges[i].digests[k];
+        }
+    tsr_save_vote_free(v);
+}
+
+static inline void open_gathered(struct gathered *g, const struct fixture *x,
+                                 const struct tsr_checkpoint *c) {
+    *g = (struct gathered){0};
+    expect_ok(tsr_checkpoint_plan(c, &g->plan));
+    g->publish = (struct tsr_publish){.run_dir = x->dir,
+                                      .step = x->opt.step,
+                                      .temporary = g->plan.temporary,
+                                      .range_bytes = g->plan.range_bytes,
+                                      .files = g->plan.files,
+                                      .n_files = g->plan.n_files};
+    expect_ok(tsr_publish_n_ranges(&g->publish, &g->n_ranges));
+    g->digests = calloc(g->n_ranges + 1, sizeof *g->digests);
+    g->have = calloc(g->n_ranges + 1, sizeof *g->have);
+    g->publish.digests = g->digests;
+}
+
+static inline void free_gathered(struct gathered *g) {
+    tsr_save_plan_free(&g->plan);
+    free(g->digests);
+    free(g->have);
+}
+
+// Ranges that no vote had are dealt out.
+static inline void read_back(struct gathered *g, struct tsr_checkpoint **handles, int n_ranks) {
+    for (uint64_t r = 0, n = 1; r < g->n_ranges; r += n, n = 1) {
+        if (g->have[r])
+            continue;
+        while (r + n < g->n_ranges && !g->have[r + n])
+            n++;
+        struct tsr_save_vote v;
+        struct tsr_span span = {r, n};
+        expect_ok(tsr_checkpoint_digest(handles[r % (uint64_t)n_ranks], &span, 1, &v));
+        gather(g, &v);
+        g->n_read_back += n;
+    }
+}
+
+static inline int publish(const struct tsr_publish *p) {
+    TSR_TRY(tsr_publish_write_manifest(p));
+    TSR_TRY(tsr_publish_sync_manifest(p));
+    TSR_TRY(tsr_publish_sync_dirs(p));
+    TSR_TRY(tsr_publish_rename(p));
+    return tsr_publish_sync_parent(p);
+}
+
+// All steps up to the digests; the caller publishes or aborts.
+static inline void write_up_to_digests(struct fixture *x, struct layout l, const char *source_dir,
+                                       const char *tokenizer_dir, struct tsr_checkpoint **handles,
+                                       struct gathered *g) {
+    x->opt.attempt++;
+    x->state.step = x->opt.step;
+    x->state.updates = x->opt.step;
     for (int i = 0; i < l.n_ranks; i++)
         expect_ok(tsr_checkpoint_open(&handles[i], &x->opt));
-    expect_ok(tsr_checkpoint_begin(handles[l.n_ranks - 1]));
+    int first = l.n_ranks - 1;
+    expect_ok(tsr_checkpoint_begin(handles[first], &x->state, source_dir, tokenizer_dir));
+    open_gathered(g, x, handles[first]);
     for (int i = 0; i < l.n_ranks; i++) {
+        struct tsr_save_vote v;
         write_as_rank(x, handles[i], l, i);
-        expect_ok(tsr_checkpoint_fsync(handles[i]));
-        written += tsr_checkpoint_elems_written(handles[i]);
-        n_digests += tsr_checkpoint_n_digests(handles[i], i, l.n_ranks);
+        expect_ok(tsr_checkpoint_flush(handles[i], &v));
+        gather(g, &v);
     }
-    assert_true(written == tsr_checkpoint_elems(handles[0]));
-    struct tsr_digest *digests = malloc((size_t)n_digests * sizeof *digests), *d = digests;
-    for (int i = 0; i < l.n_ranks; i++) {
-        expect_ok(tsr_checkpoint_digest(handles[i], i, l.n_ranks, d));
-        d += tsr_checkpoint_n_digests(handles[i], i, l.n_ranks);
-    }
-    return digests;
+    assert_true(g->elements == g->plan.elements);
+    read_back(g, handles, l.n_ranks);
 }
 
 static inline void write_checkpoint(struct fixture *x, struct layout l, const char *source_dir,
                                     const char *tokenizer_dir) {
     struct tsr_checkpoint *handles[16];
-    x->opt.nonce = tsr_checkpoint_nonce();
-    x->state.step = x->opt.step;
-    x->state.updates = x->opt.step;
-    struct tsr_digest *digests = write_up_to_digests(x, l, handles);
-    expect_ok(tsr_checkpoint_commit(handles[0], digests, l.n_ranks, &x->state, source_dir,
-                                    tokenizer_dir));
+    struct gathered g;
+    write_up_to_digests(x, l, source_dir, tokenizer_dir, handles, &g);
+    expect_ok(publish(&g.publish));
     for (int i = 0; i < l.n_ranks; i++)
         tsr_checkpoint_close(handles[i]);
-    free(digests);
+    free_gathered(&g);
 }
 
 // The checkpoint that write_checkpoint wrote, or a file in it.

@@ -81,24 +81,6 @@ static void test_latest(void **state) {
     assert_string_equal(in_checkpoint(&x, "x") + strlen(x.dir), "/checkpoints/step-99999999/x");
 }
 
-static void test_retain(void **state) {
-    (void)state;
-    expect_ok(tsr_checkpoint_retain(x.dir, 3)); // nothing there
-    for (int64_t step = 10; step <= 50; step += 10)
-        save_step(step);
-    expect_ok(tsr_checkpoint_retain(x.dir, 0));
-    assert_string_equal(steps(), "50 40 30 20 10");
-    expect_ok(tsr_checkpoint_retain(x.dir, 5));
-    assert_string_equal(steps(), "50 40 30 20 10");
-    expect_ok(tsr_checkpoint_retain(x.dir, 3));
-    assert_string_equal(steps(), "50 40 30");
-    expect_ok(tsr_checkpoint_retain(x.dir, 1));
-    assert_string_equal(steps(), "50 40");
-    expect_ok(tsr_checkpoint_retain(x.dir, 1));
-    assert_string_equal(steps(), "50 40");
-    assert_int_equal(n_entries_of(below("")), 2);
-}
-
 static void test_replace(void **state) {
     (void)state;
     save_step(50);
@@ -116,37 +98,14 @@ static void test_replace(void **state) {
     assert_string_equal(steps(), "60 50");
 }
 
-static void test_clean_temps(void **state) {
-    (void)state;
-    struct tsr_checkpoint *c;
-    expect_ok(tsr_checkpoint_clean_temps(x.dir)); // nothing there
-    save_step(50);
-    x.opt.step = 60;
-    expect_ok(tsr_checkpoint_open(&c, &x.opt));
-    expect_ok(tsr_checkpoint_begin(c)); // and then the writer is killed
-    tsr_checkpoint_close(c);
-    assert_string_equal(steps(), "50");
-    assert_int_equal(n_entries_of(below("")), 2);
-    // a replacement that was cut off between its two renames, and one after them
-    save_step(70);
-    char from[TSR_PATH_MAX + 64];
-    snprintf(from, sizeof from, "%s", below("step-00000070"));
-    assert_int_equal(rename(from, below(".old-step-00000070-00ff")), 0);
-    assert_int_equal(mkdir(below(".old-step-00000050-00ff"), 0777), 0);
-    write_text(below("notes.txt"), "the user's");
-    assert_string_equal(steps(), "50");
-    expect_ok(tsr_checkpoint_clean_temps(x.dir));
-    assert_string_equal(steps(), "70 50");
-    expect_ok(tsr_checkpoint_verify(below("step-00000070"), 0, 1));
-    assert_int_equal(n_entries_of(below("")), 3);
-}
-
 static void test_abort(void **state) {
     (void)state;
     struct tsr_checkpoint *handles[2];
+    struct gathered g;
     save_step(50);
     x.opt.step = 60;
-    free(write_up_to_digests(&x, (struct layout){2, true, 0}, handles));
+    write_up_to_digests(&x, (struct layout){2, true, 0}, NULL, NULL, handles, &g);
+    free_gathered(&g);
     expect_ok(tsr_checkpoint_abort(handles[1]));
     expect_ok(tsr_checkpoint_abort(handles[0])); // already gone
     tsr_checkpoint_close(handles[0]);
@@ -161,9 +120,9 @@ static void test_begin_twice(void **state) {
     struct tsr_checkpoint *a, *b;
     expect_ok(tsr_checkpoint_open(&a, &x.opt));
     expect_ok(tsr_checkpoint_open(&b, &x.opt));
-    expect_ok(tsr_checkpoint_begin(a));
+    expect_ok(tsr_checkpoint_begin(a, &x.state, NULL, NULL));
     int n = n_entries_of(a->tmp);
-    expect_error(tsr_checkpoint_begin(b), TSR_EIO, a->tmp);
+    expect_error(tsr_checkpoint_begin(b, &x.state, NULL, NULL), TSR_EIO, a->tmp);
     assert_int_equal(n_entries_of(a->tmp), n);
     tsr_checkpoint_close(a);
     tsr_checkpoint_close(b);
@@ -176,7 +135,7 @@ static void test_run_dir_is_a_file(void **state) {
     expect_ok(tsr_path_join(path, x.dir, "checkpoints"));
     write_text(path, "");
     expect_ok(tsr_checkpoint_open(&c, &x.opt));
-    expect_error(tsr_checkpoint_begin(c), TSR_EIO, path);
+    expect_error(tsr_checkpoint_begin(c, &x.state, NULL, NULL), TSR_EIO, path);
     tsr_checkpoint_close(c);
 }
 
@@ -190,7 +149,7 @@ static void limit_file_size(rlim_t n_bytes) {
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
 }
 
-// Saves step 60 with a limit on files in one of begin, write and commit (0, 1, 2). A failure has a
+// Saves step 60 with a limit on files in one of begin, write and publish (0, 1, 2). A failure has a
 // message with a path; the earlier checkpoint stays and abort leaves nothing behind.
 static int save_with_limit(int limited_step, rlim_t n_bytes) {
     struct tsr_checkpoint *c;
@@ -199,18 +158,22 @@ static int save_with_limit(int limited_step, rlim_t n_bytes) {
     float data[11 * 8] = {0};
     expect_ok(tsr_checkpoint_open(&c, &x.opt));
     limit_file_size(limited_step == 0 ? n_bytes : RLIM_INFINITY);
-    int rc = tsr_checkpoint_begin(c);
+    int rc = tsr_checkpoint_begin(c, &x.state, NULL, NULL);
     assert_true(rc == 0 || n_entries_of(below("")) == 1); // begin cleans up by itself
     limit_file_size(limited_step == 1 ? n_bytes : RLIM_INFINITY);
+    struct tsr_save_vote v = {0};
     if (rc == 0)
         rc = tsr_checkpoint_write(c, TSR_CKPT_V, t, whole, data, t->cols);
+    if (rc == 0)
+        rc = tsr_checkpoint_flush(c, &v);
     limit_file_size(limited_step == 2 ? n_bytes : RLIM_INFINITY);
     if (rc == 0) {
-        int64_t n = tsr_checkpoint_n_digests(c, 0, 1);
-        struct tsr_digest *digests = malloc((size_t)n * sizeof *digests);
-        expect_ok(tsr_checkpoint_digest(c, 0, 1, digests));
-        rc = tsr_checkpoint_commit(c, digests, 1, &x.state, NULL, NULL);
-        free(digests);
+        struct gathered g;
+        open_gathered(&g, &x, c);
+        gather(&g, &v);
+        read_back(&g, &c, 1);
+        rc = publish(&g.publish);
+        free_gathered(&g);
     }
     if (rc < 0) {
         assert_true(rc == TSR_EIO || rc == TSR_ENOSPC);
@@ -283,14 +246,8 @@ static void test_wrong_state(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH(test_latest),
-        WITH(test_retain),
-        WITH(test_replace),
-        WITH(test_clean_temps),
-        WITH(test_abort),
-        WITH(test_begin_twice),
-        WITH(test_run_dir_is_a_file),
-        WITH(test_no_room),
+        WITH(test_latest),      WITH(test_replace),           WITH(test_abort),
+        WITH(test_begin_twice), WITH(test_run_dir_is_a_file), WITH(test_no_room),
         WITH(test_wrong_state),
     };
     return cmocka_run_group_tests_name("checkpoint_dir", tests, NULL, NULL);

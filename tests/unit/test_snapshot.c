@@ -1,0 +1,245 @@
+// State on its way between layouts: every rank of a layout writes its snapshot, and every rank of
+// another loads it, for all ordered pairs. All ranks live in this process, one after another, on a
+// transport that only pretends.
+#include "tests/unit/checkpoint_support.h"
+
+#include "core/checkpoint_private.h"
+#include "dist/snapshot.h"
+#include "dist/store.h"
+#include "launcher/coordinator/shard_map.h"
+#include "launcher/saver_map.h"
+
+struct parallel {
+    int tp, pp, dp, chunks;
+};
+
+static const struct parallel layouts[] = {{1, 1, 1, 1}, {2, 1, 1, 1}, {1, 2, 1, 2}, {1, 1, 2, 1},
+                                          {2, 2, 2, 1}, {4, 2, 1, 1}, {8, 1, 1, 1}, {1, 1, 8, 1}};
+enum { N_LAYOUTS = sizeof layouts / sizeof *layouts };
+
+static const char odd_llama[] = // 5 heads and 1 KV head: copies of it on every rank
+    "{\"model_type\":\"llama\",\"num_hidden_layers\":4,\"hidden_size\":20,"
+    "\"intermediate_size\":37,\"num_attention_heads\":5,\"num_key_value_heads\":1,"
+    "\"vocab_size\":23,\"max_position_embeddings\":16,\"rms_norm_eps\":1e-5,"
+    "\"attention_bias\":true,\"tie_word_embeddings\":true}";
+static const char sinusoidal_gpt2[] =
+    "{\"model_type\":\"gpt2\",\"n_layer\":4,\"n_embd\":16,\"n_head\":4,\"n_positions\":6,"
+    "\"vocab_size\":11,\"activation_function\":\"gelu_new\",\"position\":\"sinusoidal\"}";
+
+static struct fixture x;
+static struct tsr_ctx ctx;
+static struct tsr_progress progress;
+
+static int start(const char *json) {
+    open_fixture(&x, json);
+    x.opt.max_file_bytes = 0;
+    x.opt.range_bytes = 4096;
+    return tsr_cpu_open(&ctx, NULL, 2);
+}
+
+static int start_llama(void **state) {
+    (void)state;
+    return start(odd_llama);
+}
+
+static int start_gpt2(void **state) {
+    (void)state;
+    return start(sinusoidal_gpt2);
+}
+
+static int finish(void **state) {
+    (void)state;
+    tsr_cpu_close(&ctx);
+    close_fixture(&x);
+    return 0;
+}
+
+// ---- one rank
+
+struct rank {
+    struct tsr_comm comm;
+    struct tsr_net net;
+};
+
+static int world_of(const struct parallel *l) {
+    return l->tp * l->pp * l->dp;
+}
+
+static void open_rank(struct rank *r, const struct parallel *l, int rank) {
+    struct tsr_mesh mesh;
+    const struct tsr_net_opt opt = {.training = true, .n_grad_buffers = 1, .seed = 1};
+    memset(r, 0, sizeof *r);
+    expect_ok(tsr_comm_open_pretend(&r->comm, world_of(l), rank, 8));
+    r->comm.progress = &progress;
+    tsr_mesh_place(&mesh, l->tp, l->pp, l->dp, rank);
+    mesh.chunks = l->chunks;
+    mesh.V = mesh.W = 8;
+    expect_ok(tsr_net_open(&r->net, &ctx, &r->comm, &mesh, &x.model, &opt, 16));
+}
+
+static void close_rank(struct rank *r) {
+    tsr_net_close(&r->net);
+    tsr_comm_close(&r->comm);
+}
+
+// Another whole number for each element of each part.
+static float value_of(int part, const struct tsr_tensor *t, int64_t r, int64_t c) {
+    int64_t id = (t->layer + 1) * TSR_N_KINDS + (int64_t)t->kind;
+    return (float)((id * 2048 + r * t->cols + c) * 3 + part);
+}
+
+// Calls fn for every element that the rank holds of weights and of its own moments.
+typedef void (*element_fn)(float *have, float want, const struct tsr_tensor *t);
+
+static void each_part(struct tsr_param *p, int part, float *at, int64_t lo, int64_t hi,
+                      element_fn fn) {
+    for (int64_t r = lo; r < hi; r++)
+        for (int64_t c = 0; c < p->cols; c++)
+            fn(at++, value_of(part, p->t, p->held.r0 + r, p->held.c0 + c), p->t);
+}
+
+static void each_element(struct tsr_net *net, element_fn fn) {
+    for (int i = 0; i < net->n_params; i++) {
+        struct tsr_param *p = &net->params[i];
+        int64_t at = 0;
+        if (p->alias)
+            continue;
+        each_part(p, TSR_CKPT_WEIGHTS, p->w, 0, p->rows, fn);
+        for (int s = 0; p->sum != TSR_GRAD_NONE && s < p->n_slices; s++) {
+            each_part(p, TSR_CKPT_M, p->m + at, p->slices[s].lo, p->slices[s].hi, fn);
+            each_part(p, TSR_CKPT_V, p->v + at, p->slices[s].lo, p->slices[s].hi, fn);
+            at += tsr_range_len(p->slices[s]) * p->cols;
+        }
+    }
+}
+
+static void put(float *have, float want, const struct tsr_tensor *t) {
+    (void)t;
+    *have = want;
+}
+
+static void spoil(float *have, float want, const struct tsr_tensor *t) {
+    (void)want;
+    (void)t;
+    *have = 1e30f;
+}
+
+static void check(float *have, float want, const struct tsr_tensor *t) {
+    if (*have != want)
+        fail_msg("%s: expected %.9g, found %.9g", t->name, want, *have);
+}
+
+// ---- saving and loading in a layout
+
+// Copied, trained on (the net changes), written.
+static void save_rank(struct rank *r, struct tsr_checkpoint *c) {
+    struct tsr_snapshot *s;
+    expect_ok(tsr_snapshot_open(&s, &r->net));
+    each_element(&r->net, spoil);
+    expect_ok(tsr_snapshot_take(s));
+    each_element(&r->net, put);
+    expect_ok(tsr_snapshot_take(s)); // again: nothing of the first one stays
+    each_element(&r->net, spoil);
+    expect_ok(tsr_snapshot_write(s, c));
+    assert_true(tsr_snapshot_bytes(&r->net) >= (size_t)c->elems_written * sizeof(float));
+    tsr_snapshot_close(s);
+}
+
+static void save_in(const struct parallel *l) {
+    struct rank ranks[8];
+    struct tsr_checkpoint *c[8];
+    struct gathered g;
+    int world = world_of(l);
+    x.opt.attempt++;
+    for (int i = 0; i < world; i++) {
+        open_rank(&ranks[i], l, i);
+        x.opt.table = &ranks[i].net.tensors;
+        expect_ok(tsr_checkpoint_open(&c[i], &x.opt));
+    }
+    expect_ok(tsr_checkpoint_begin(c[0], &x.state, NULL, NULL));
+    open_gathered(&g, &x, c[0]);
+    for (int i = 0; i < world; i++) {
+        struct tsr_save_vote v;
+        save_rank(&ranks[i], c[i]);
+        expect_ok(tsr_checkpoint_flush(c[i], &v));
+        gather(&g, &v);
+    }
+    assert_true(g.elements == g.plan.elements);
+    read_back(&g, c, world);
+    expect_ok(publish(&g.publish));
+    for (int i = 0; i < world; i++) {
+        tsr_checkpoint_close(c[i]);
+        close_rank(&ranks[i]);
+    }
+    free_gathered(&g);
+}
+
+static void load_in(const struct parallel *l) {
+    for (int i = 0; i < world_of(l); i++) {
+        struct rank r;
+        open_rank(&r, l, i);
+        each_element(&r.net, spoil);
+        expect_ok(tsr_store_load_checkpoint(&r.net, in_checkpoint(&x, "")));
+        each_element(&r.net, check);
+        close_rank(&r);
+    }
+}
+
+// ---- tests
+
+static void test_all_ordered_pairs(void **state) {
+    (void)state;
+    struct tsr_digest first = {0}, next;
+    for (int from = 0; from < N_LAYOUTS; from++) {
+        save_in(&layouts[from]); // replaces the one before
+        expect_ok(tsr_checkpoint_verify(in_checkpoint(&x, ""), 0, 1));
+        expect_ok(tsr_ckpt_manifest_digest(in_checkpoint(&x, ""), &next)); // so all files' bytes
+        if (from == 0)
+            first = next;
+        assert_memory_equal(&first, &next, sizeof first);
+        for (int to = 0; to < N_LAYOUTS; to++)
+            load_in(&layouts[to]);
+    }
+}
+
+// The shard maps that the ranks publish cover every tensor once.
+static void test_shard_maps(void **state) {
+    (void)state;
+    for (int i = 0; i < N_LAYOUTS; i++) {
+        struct tsr_shard_maps m;
+        uint64_t elements = 0, want = 0;
+        expect_ok(tsr_shard_maps_init(&m, world_of(&layouts[i])));
+        for (int rank = 0; rank < world_of(&layouts[i]); rank++) {
+            struct rank r;
+            struct tsr_snapshot *s;
+            open_rank(&r, &layouts[i], rank);
+            expect_ok(tsr_snapshot_open(&s, &r.net));
+            Tessera__Checkpoint__ShardMap *map = tsr_saver_map(s);
+            assert_non_null(map);
+            expect_ok(tsr_shard_maps_put(&m, rank, map));
+            tessera__checkpoint__shard_map__free_unpacked(map, NULL);
+            tsr_snapshot_close(s);
+            close_rank(&r);
+            elements += tsr_shard_maps_elements(&m, rank);
+        }
+        if (tsr_shard_maps_check(&m) != TSR_COVER_WHOLE)
+            fail_msg("%s", m.text);
+        for (int t = 0; t < x.table.n; t++)
+            want +=
+                (uint64_t)(x.table.t[t].rows * x.table.t[t].cols) * (x.table.t[t].frozen ? 1 : 3);
+        assert_true(elements == want);
+        tsr_shard_maps_free(&m);
+    }
+}
+
+#define WITH(test, begin) cmocka_unit_test_setup_teardown(test, begin, finish)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        WITH(test_all_ordered_pairs, start_llama),
+        WITH(test_all_ordered_pairs, start_gpt2),
+        WITH(test_shard_maps, start_llama),
+        WITH(test_shard_maps, start_gpt2),
+    };
+    return cmocka_run_group_tests_name("snapshot", tests, NULL, NULL);
+}
