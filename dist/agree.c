@@ -11,7 +11,7 @@ static int piece_leaves(struct tsr_net *net, const struct tsr_param *p, int v,
                         struct tsr_leaves *out) {
     struct tsr_region r = tsr_tensor_piece(p->t, v, net->mesh.V);
     int64_t bounds[257], tensor = p->t - net->tensors.t;
-    double sums[256];
+    double sums[256] = {0}; // a device that only plans leaves them
     int first = net->mesh.dp_rank * net->Wl;
     TSR_ASSERT(net->Wl <= 256);
     if (tsr_region_elems(r) == 0)

@@ -4,15 +4,45 @@
 #include <string.h>
 #include "core/error.h"
 
-static void *take(size_t n, size_t size, int *rc) {
-    void *p = calloc(n ? n : 1, size);
-    if (!p)
-        *rc = tsr_fail(TSR_ENOMEM, "no memory for a micro-batch");
-    return p;
+// Where the batch's arrays belong, and their bytes: one list for opening and for planning.
+static int arrays_of(struct tsr_batch *b, int V, void **where[static 16], size_t *n_bytes) {
+    size_t n = (size_t)b->n, s = (size_t)b->n_seqs;
+    int k = 0;
+#define ARRAY(field, count)                                                                        \
+    (where[k] = (void **)&b->field, n_bytes[k] = (count) * sizeof *b->field, k++)
+    ARRAY(ids, n);
+    ARRAY(targets, n);
+    ARRAY(pos, n);
+    ARRAY(pos_local, n);
+    ARRAY(segs, n);
+    ARRAY(local_segs, s);
+    ARRAY(whole_segs, s);
+    ARRAY(replica_rows, s);
+    ARRAY(piece_rows, s);
+    ARRAY(token_rows, s * (size_t)V);
+#undef ARRAY
+    for (int i = 0; i < k; i++)
+        n_bytes[i] = n_bytes[i] ? n_bytes[i] : 1;
+    return k;
+}
+
+size_t tsr_batch_bytes(const struct tsr_net *net, int n_seqs, int seq_len) {
+    struct tsr_batch b = {.n_seqs = n_seqs, .n = n_seqs * seq_len};
+    void **where[16];
+    size_t n_bytes[16], sum = 0;
+    int n = arrays_of(&b, net->mesh.V, where, n_bytes);
+    for (int i = 0; i < n; i++)
+        sum += n_bytes[i];
+    return sum;
 }
 
 int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, int seq_len) {
     memset(b, 0, sizeof *b);
+    if ((int64_t)n_seqs * seq_len > INT32_MAX)
+        return tsr_fail(TSR_ECONFIG,
+                        "train.micro_batch: %d sequences of %d tokens are more than 2^31 - 1 "
+                        "tokens at once",
+                        n_seqs, seq_len);
     b->n_seqs = n_seqs;
     b->seq_len = seq_len;
     b->n = n_seqs * seq_len;
@@ -22,19 +52,15 @@ int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, i
     b->tok_lo = (int)tok.lo;
     b->tok_hi = (int)tok.hi;
     b->n_local = n_seqs * (b->tok_hi - b->tok_lo);
-    int rc = 0;
-    size_t n = (size_t)b->n, s = (size_t)n_seqs;
-    b->ids = take(n, sizeof *b->ids, &rc);
-    b->targets = take(n, sizeof *b->targets, &rc);
-    b->pos = take(n, sizeof *b->pos, &rc);
-    b->pos_local = take(n, sizeof *b->pos_local, &rc);
-    b->segs = take(n, sizeof *b->segs, &rc);
-    b->local_segs = take(s, sizeof *b->local_segs, &rc);
-    b->whole_segs = take(s, sizeof *b->whole_segs, &rc);
-    b->replica_rows = take(s, sizeof *b->replica_rows, &rc);
-    b->piece_rows = take(s, sizeof *b->piece_rows, &rc);
-    b->token_rows = take(s * (size_t)net->mesh.V, sizeof *b->token_rows, &rc);
-    return rc;
+    void **where[16];
+    size_t n_bytes[16];
+    int n = arrays_of(b, net->mesh.V, where, n_bytes);
+    for (int i = 0; i < n; i++) {
+        *where[i] = calloc(1, n_bytes[i]);
+        if (!*where[i])
+            return tsr_fail(TSR_ENOMEM, "no memory for a micro-batch");
+    }
+    return 0;
 }
 
 void tsr_batch_close(struct tsr_batch *b) {

@@ -37,6 +37,7 @@ struct tsr_batch {
 
 // Shapes the batch for `n_seqs` sequences of `seq_len` tokens; allocates. TSR_ENOMEM.
 int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, int seq_len);
+size_t tsr_batch_bytes(const struct tsr_net *net, int n_seqs, int seq_len); // that open allocates
 void tsr_batch_close(struct tsr_batch *b);
 
 // Fills segments and maps of micro-batch `index` of this data-parallel rank. `first_sequence` is

@@ -6,6 +6,7 @@
 #ifndef TSR_DIST_COMM_H
 #define TSR_DIST_COMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "core/progress.h"
@@ -95,12 +96,18 @@ struct tsr_comm {
     uint64_t bytes_sent[TSR_N_TRAFFIC]; // since start, payload this rank handed to others
     double seconds;                     // spent waiting in calls, for the bench report
     struct tsr_group world_group;
-    int culprit; // 1 + the rank whose failure tsr_agree made known to all; 0: none
-    void *impl;  // of the transport
+    int culprit;         // 1 + the rank whose failure tsr_agree made known to all; 0: none
+    void *impl;          // of the transport
+    size_t buffer_bytes; // that its open groups hold for the ranks to meet in
+    bool pretend;        // nothing is sent, only counted; there is nobody else
 };
 
 // One process, no MPI.
 int tsr_comm_open_single(struct tsr_comm *c, struct tsr_progress *p);
+// As if this process were rank `rank` of `world`, `per_host` to a host in order: calls count bytes
+// and return. Buffers are left as they are, except that an all_gather of the world group puts this
+// rank's part in its place. For planning (dist/plan.h).
+int tsr_comm_open_pretend(struct tsr_comm *c, int world, int rank, int per_host);
 // Joins the MPI job that this process was started in. Called on the main thread, once. Reads the
 // environment: TESSERA_TIMEOUT (seconds, default 600) is the deadline of waits; TESSERA_SHM=0
 // sends messages even between ranks of one host.

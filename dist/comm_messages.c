@@ -3,6 +3,7 @@
 // 2 (p-1)/p of the buffer, as in a ring, in rounds of bounded scratch; a round's messages travel
 // while the round before is added.
 #include "core/error.h"
+#include "dist/comm_impl.h"
 #include "dist/comm_mpi.h"
 
 enum { TAG_REDUCE, TAG_GATHER, TAG_BROADCAST, TAG_BARRIER };

@@ -44,9 +44,7 @@ static struct tsr_mpi_group *new_group(const char *name, const int *ranks, int n
         return NULL;
     *g = (struct tsr_mpi_group){.name = name, .size = n_ranks, .kind = kind};
     g->collective = g->point_to_point = MPI_COMM_NULL;
-    g->part = TSR_MAX_SCRATCH / (2 * n * sizeof(float));
-    if (g->part == 0)
-        g->part = 1;
+    g->part = tsr_round_part(n);
     g->world_rank = malloc(n * sizeof *g->world_rank);
     g->offset = calloc(n + 1, sizeof *g->offset);
     g->leaf = calloc(n, sizeof *g->leaf);
@@ -62,6 +60,19 @@ static struct tsr_mpi_group *new_group(const char *name, const int *ranks, int n
     }
     memcpy(g->world_rank, ranks, n * sizeof *ranks);
     return g;
+}
+
+size_t tsr_comm_group_bytes(int n_ranks, bool one_host) {
+    if (n_ranks == 1)
+        return 0;
+    if (one_host)
+        return tsr_shm_bytes();
+    return 2 * (size_t)n_ranks * tsr_round_part((size_t)n_ranks) * sizeof(float);
+}
+
+bool tsr_comm_use_shm(void) {
+    const char *shm = getenv("TESSERA_SHM");
+    return !shm || strcmp(shm, "0") != 0;
 }
 
 // Makes the group's communicators. MPI has no deadline here; all ranks are known to have come.
@@ -117,9 +128,10 @@ static int mpi_group_open(struct tsr_comm *c, struct tsr_group *group, const cha
         return 0;
     TSR_TRY(make_communicators(c, g));
     TSR_TRY(tsr_shm_open(c, g));
+    c->buffer_bytes += tsr_comm_group_bytes(n_ranks, g->shm);
     if (g->shm)
         return 0;
-    g->scratch = malloc(2 * (size_t)n_ranks * g->part * sizeof *g->scratch);
+    g->scratch = malloc(tsr_comm_group_bytes(n_ranks, false));
     if (!g->scratch)
         return tsr_fail(TSR_ENOMEM, "rank %d (host %s): no memory for the scratch of group %s",
                         c->rank, c->host, name);
@@ -127,10 +139,11 @@ static int mpi_group_open(struct tsr_comm *c, struct tsr_group *group, const cha
 }
 
 static void mpi_group_close(struct tsr_comm *c, struct tsr_group *group) {
-    (void)c;
     struct tsr_mpi_group *g = group->impl;
     if (!g)
         return;
+    if (g->shm || g->scratch)
+        c->buffer_bytes -= tsr_comm_group_bytes(g->size, g->shm);
     tsr_shm_close(g);
     if (g->point_to_point != MPI_COMM_NULL)
         MPI_Comm_free(&g->point_to_point);
@@ -342,8 +355,7 @@ int tsr_comm_open_mpi(struct tsr_comm *c, int *argc, char ***argv, struct tsr_pr
     struct tsr_mpi *m = calloc(1, sizeof *m);
     if (!m)
         return tsr_fail(TSR_ENOMEM, "no memory to join the other ranks");
-    const char *shm = getenv("TESSERA_SHM");
-    m->shared_memory = !shm || strcmp(shm, "0") != 0;
+    m->shared_memory = tsr_comm_use_shm();
     m->max_message = (size_t)1 << 30;
     c->impl = m;
     int rc = init_mpi(c, argc, argv);

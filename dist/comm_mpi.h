@@ -115,9 +115,13 @@ int tsr_messages_broadcast(struct tsr_comm *c, struct tsr_mpi_group *g, char *bu
                            int root);
 int tsr_messages_barrier(struct tsr_comm *c, struct tsr_mpi_group *g, const char *what,
                          double timeout_s);
-// Children of a rank in the binomial tree of a broadcast.
-int tsr_broadcast_children(int rank, int size, int root);
 
+size_t tsr_shm_bytes(void); // a rank's part of a window
+// Elements of a slice that travel in one round between n_ranks hosts.
+static inline size_t tsr_round_part(size_t n_ranks) {
+    size_t part = TSR_MAX_SCRATCH / (2 * n_ranks * sizeof(float));
+    return part ? part : 1;
+}
 // Sets g->shm when all ranks of the group share a host and memory; else leaves it NULL.
 int tsr_shm_open(struct tsr_comm *c, struct tsr_mpi_group *g);
 void tsr_shm_close(struct tsr_mpi_group *g);

@@ -48,10 +48,14 @@ static bool on_one_host(const struct tsr_mpi_group *g) {
     return size == g->size;
 }
 
+// A page to align to, a page for the counter, the buffers. Open MPI aligns to less than a line.
+size_t tsr_shm_bytes(void) {
+    return 2 * PAGE_BYTES + 2 * (size_t)STAGE_BYTES;
+}
+
 // Maps the window; false when some rank can't.
 static bool map_window(struct tsr_mpi_group *g, struct tsr_shm *s) {
-    // A page to align to, a page for the counter, the buffers. Open MPI aligns to less than a line.
-    MPI_Aint n_bytes = 2 * PAGE_BYTES + 2 * (MPI_Aint)STAGE_BYTES;
+    MPI_Aint n_bytes = (MPI_Aint)tsr_shm_bytes();
     void *base = NULL;
     int rc = MPI_Win_allocate_shared(n_bytes, 1, MPI_INFO_NULL, g->collective, &base, &s->window);
     if (!all_agree(g->collective, rc == MPI_SUCCESS))

@@ -77,7 +77,7 @@ int tsr_net_rope(struct tsr_net *net, int64_t positions) {
         rc = tsr_fail(TSR_ENOMEM, "no memory for the rotary table");
     } else {
         tsr_rope_frequencies(net->m, freq);
-        for (int64_t p = 0; p < positions; p++)
+        for (int64_t p = 0; p < positions && !net->comm->pretend; p++)
             for (int64_t d = 0; d < half; d++) {
                 // HF multiplies in fp32: position times frequency is rounded before cos and sin.
                 float angle = (float)p * (float)freq[d];

@@ -212,7 +212,21 @@ static int open_groups(struct tsr_net *net) {
     return rc;
 }
 
+// What the arrays on the stack of dist hold.
+int tsr_net_check_limits(const struct tsr_mesh *m) {
+    if (m->dp > TSR_MAX_DP || m->V > TSR_MAX_PIECES || m->W / m->dp > TSR_MAX_PIECES)
+        return tsr_fail(TSR_ECONFIG,
+                        "parallel: expected dp of at most %d, virtual_shards and virtual_replicas "
+                        "/ dp of at most %d, found %d, %d and %d",
+                        TSR_MAX_DP, TSR_MAX_PIECES, m->dp, m->V, m->W / m->dp);
+    if (m->chunks > TSR_MAX_CHUNKS)
+        return tsr_fail(TSR_ECONFIG, "parallel.chunks: expected at most %d, found %d",
+                        TSR_MAX_CHUNKS, m->chunks);
+    return 0;
+}
+
 static int open_tables(struct tsr_net *net) {
+    TSR_TRY(tsr_net_check_limits(&net->mesh));
     TSR_TRY(tsr_tensor_table_build(&net->tensors, net->m));
     TSR_TRY(tsr_layout_open(net));
     net->params = calloc((size_t)net->tensors.n + 1, sizeof *net->params);
@@ -241,7 +255,7 @@ int tsr_net_open(struct tsr_net *net, struct tsr_ctx *ctx, struct tsr_comm *comm
     net->mesh = *mesh;
     net->m = m;
     net->opt = *opt;
-    TSR_ASSERT(mesh->chunks >= 1 && mesh->chunks <= 64);
+    TSR_ASSERT(mesh->chunks >= 1);
     TSR_TRY(tsr_agree(ctx, comm, open_tables(net)));
     TSR_TRY(open_groups(net));
     return tsr_agree(ctx, comm, open_memory(net, positions));

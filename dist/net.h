@@ -22,7 +22,7 @@ enum tsr_grad_sum {
     TSR_GRAD_NONE,   // frozen
 };
 
-enum { TSR_MAX_DP = 256 };
+enum { TSR_MAX_DP = 256, TSR_MAX_PIECES = 256, TSR_MAX_CHUNKS = 64 };
 
 struct tsr_param {
     const struct tsr_tensor *t;
@@ -73,7 +73,8 @@ struct tsr_net {
     struct tsr_param *params;
     struct tsr_param *(*layer)[TSR_N_KINDS]; // (L): NULL where not held
     struct tsr_param *tok_embed, *pos_embed, *final_w, *final_b, *head;
-    int64_t first_param[65], n_chunks; // params of chunk c: [first_param[c], first_param[c+1])
+    int64_t first_param[TSR_MAX_CHUNKS + 1],
+        n_chunks; // params of chunk c: [first_param[c], first_param[c+1])
 
     void *weights, *gradients, *moments, *accumulators; // slabs
     size_t weights_bytes, gradients_bytes, moments_bytes, accumulators_bytes;
@@ -94,6 +95,8 @@ int tsr_net_open(struct tsr_net *net, struct tsr_ctx *ctx, struct tsr_comm *comm
                  const struct tsr_mesh *mesh, const struct tsr_model *m,
                  const struct tsr_net_opt *opt, int64_t positions);
 void tsr_net_close(struct tsr_net *net);
+// Whether dist can hold so many pieces, replicas and chunks. TSR_ECONFIG; open asks, too.
+int tsr_net_check_limits(const struct tsr_mesh *m);
 
 bool tsr_net_is_first(const struct tsr_net *net, int chunk); // virtual stage 0
 bool tsr_net_is_last(const struct tsr_net *net, int chunk);

@@ -91,6 +91,19 @@ int tsr_model_state_open(struct tsr_model_state *s, struct tsr_net *net, const s
     return 0;
 }
 
+void tsr_model_state_parts(const struct tsr_model_state *s, const struct tsr_batch *b,
+                           size_t *blocks, size_t *head) {
+    struct tsr_model_state part = {.net = s->net, .recompute = s->recompute};
+    struct tsr_arena arena;
+    tsr_arena_init(&arena, "activations", NULL, 0);
+    tsr_work_place(&part.work, s->net, b, true, &arena);
+    tsr_acts_place_shared(&part.shared, s->net, b, s->recompute, &arena);
+    *blocks = arena.used;
+    if (tsr_net_is_last(s->net, s->n_chunks - 1))
+        place_ends(&part, b, &arena);
+    *head = arena.used - *blocks;
+}
+
 void tsr_model_state_close(struct tsr_model_state *s) {
     for (int c = 0; s->stages && c < s->n_chunks; c++) {
         for (int i = 0; s->stages[c].slots && i < s->stages[c].n_slots; i++)

@@ -45,6 +45,9 @@ struct tsr_model_state {
 int tsr_model_state_open(struct tsr_model_state *s, struct tsr_net *net, const struct tsr_batch *b,
                          enum tsr_recompute recompute, const int *n_slots, bool training);
 void tsr_model_state_close(struct tsr_model_state *s);
+// How much of a training state's slab is scratch of the blocks, and how much the head's.
+void tsr_model_state_parts(const struct tsr_model_state *s, const struct tsr_batch *b,
+                           size_t *blocks, size_t *head);
 
 // Where a chunk's input belongs: the first block's x, or y when the chunk has no block.
 static inline tsr_elem *tsr_slot_input(const struct tsr_stage *st, int slot) {

@@ -21,8 +21,15 @@ static struct tsr_net_opt net_options(const struct tsr_run *run, const struct ts
         .n_grad_buffers = tsr_grads_levels(n_leaves)};
 }
 
+enum { MAX_ACTIONS = 1 << 24 }; // of a rank's schedule
+
 static int open_batches(struct tsr_trainer *t) {
     int T = (int)t->run->data.seq_len, mb = (int)t->run->train.micro_batch;
+    if ((int64_t)t->n_micro * t->net.mesh.chunks > MAX_ACTIONS / 2)
+        return tsr_fail(TSR_ECONFIG,
+                        "train.micro_batch: %lld makes %d micro-batches a step and rank, expected "
+                        "at most %d over %d chunks",
+                        (long long)mb, t->n_micro, MAX_ACTIONS / 2, t->net.mesh.chunks);
     t->batches = calloc((size_t)t->n_micro, sizeof *t->batches);
     t->tokens = calloc((size_t)T + 1, sizeof *t->tokens);
     if (t->run->data.packing == TSR_PACK_ISOLATED)
@@ -30,7 +37,11 @@ static int open_batches(struct tsr_trainer *t) {
     if (!t->batches || !t->tokens || (t->run->data.packing == TSR_PACK_ISOLATED && !t->doc_start))
         return tsr_fail(TSR_ENOMEM, "no memory for the micro-batches");
     for (int i = 0; i < t->n_micro; i++) {
-        TSR_TRY(tsr_batch_open(&t->batches[i], &t->net, mb, T));
+        t->batches[i] = t->batches[0];
+        if (i == 0 || !t->net.comm->pretend) {
+            t->n_opened++;
+            TSR_TRY(tsr_batch_open(&t->batches[i], &t->net, mb, T));
+        }
         tsr_batch_map(&t->batches[i], &t->net, i, 0, t->per_replica, NULL);
     }
     return 0;
@@ -39,7 +50,7 @@ static int open_batches(struct tsr_trainer *t) {
 // How many micro-batches of each chunk are in flight at once.
 static int open_state(struct tsr_trainer *t) {
     const struct tsr_mesh *mesh = &t->net.mesh;
-    int n = tsr_schedule_size(t->n_micro, mesh->chunks), slots[64];
+    int n = tsr_schedule_size(t->n_micro, mesh->chunks), slots[TSR_MAX_CHUNKS];
     struct tsr_action *a = calloc((size_t)n, sizeof *a);
     if (!a)
         return tsr_fail(TSR_ENOMEM, "no memory for the schedule");
@@ -75,7 +86,7 @@ int tsr_trainer_open(struct tsr_trainer *t, const struct tsr_run *run, const str
 void tsr_trainer_close(struct tsr_trainer *t) {
     tsr_executor_close(&t->executor);
     tsr_model_state_close(&t->state);
-    for (int i = 0; t->batches && i < t->n_micro; i++)
+    for (int i = 0; t->batches && i < t->n_opened; i++)
         tsr_batch_close(&t->batches[i]);
     free(t->batches);
     free(t->tokens);

@@ -22,6 +22,7 @@ struct tsr_trainer {
     int32_t *tokens;    // (T + 1) scratch
     uint8_t *doc_start; // (micro_batch, T + 1), isolated packing only
     int64_t step, updates, skipped;
+    int n_opened; // batches with rows of their own; planning shares one batch's
 };
 
 struct tsr_step_result {

@@ -261,7 +261,15 @@ struct tsr_ops {
 // The CPU backend. `isa` is NULL for the best that this CPU has, or "avx512", "avx2", "portable";
 // one that the CPU lacks is TSR_EUSAGE. The environment's TESSERA_CPU is read by the launcher.
 int tsr_cpu_open(struct tsr_ctx *ctx, const char *isa, int n_threads);
+// The same, but nothing is computed and no memory that `alloc` hands out may be touched: it is
+// address space only. For finding out what a job will allocate (dist/plan.h). Operations take the
+// scratch that they would need, leave outputs as they are, and return 0.
+int tsr_cpu_open_dry(struct tsr_ctx *ctx, const char *isa, int n_threads);
 void tsr_cpu_close(struct tsr_ctx *ctx);
+// Bytes that `alloc` handed out and `free` has not taken back; bytes of scratch that the
+// operations so far made threads keep.
+size_t tsr_cpu_allocated(const struct tsr_ctx *ctx);
+size_t tsr_cpu_scratch(const struct tsr_ctx *ctx);
 const char *tsr_cpu_isa(const struct tsr_ctx *ctx);
 // Measured peak of fused multiply-adds, all threads, in GFLOP/s (takes about 0.2 s).
 double tsr_cpu_measure_peak(struct tsr_ctx *ctx);

@@ -6,10 +6,11 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "dist/leaves.h"
-#include "dist/train.h"
+#include "dist/memory.h"
 #include "launcher/commands.h"
 #include "launcher/job.h"
 #include "launcher/options.h"
+#include "launcher/random_tokens.h"
 
 enum { MAX_OVERRIDES = 256 };
 
@@ -33,7 +34,9 @@ enum figure {
     BLOCK_WEIGHTS, // bytes of them for decoder blocks
     BLOCK_GRADIENTS,
     BLOCK_MOMENTS,
-    N_FIGURES
+    ALLOCATED, // bytes by the device's own count
+    MEMORY,    // bytes by purpose (dist/memory.h)
+    N_FIGURES = MEMORY + TSR_N_MEMORY
 };
 
 struct bench {
@@ -43,6 +46,7 @@ struct bench {
     bool json;
     double first_step_s, *step_s;
     double sum[N_FIGURES], largest[N_FIGURES]; // over ranks
+    double *all;                               // (world, N_FIGURES)
 };
 
 // Seconds since this process started: field 22 of /proc/self/stat, in clock ticks since boot.
@@ -73,19 +77,6 @@ static double peak_rss(void) {
     if (f)
         fclose(f);
     return kib * 1024.0;
-}
-
-static int random_sequence(void *arg, uint64_t g, int32_t *tokens, uint8_t *doc_start) {
-    const struct bench *b = arg;
-    struct tsr_rng_key key = tsr_rng_key((uint64_t)b->job.run.run.seed, TSR_RNG_BENCH, 0, 0);
-    int64_t T = b->job.run.data.seq_len;
-    for (int64_t i = 0; i <= T; i++) {
-        struct tsr_u32x4 r = tsr_philox(key, (uint32_t)i, (uint32_t)g, (uint32_t)(g >> 32), 0);
-        tokens[i] = (int32_t)(((uint64_t)r.v[0] * (uint64_t)b->job.model.vocab) >> 32);
-        if (doc_start)
-            doc_start[i] = i == 0;
-    }
-    return 0;
 }
 
 static int by_size(const void *a, const void *b) {
@@ -130,24 +121,38 @@ static void measure(struct bench *b, double *mine) {
     mine[MOMENTS] = (double)tr->net.moments_bytes;
     mine[ACTIVATIONS] = (double)(tr->state.slab_bytes + tr->executor.slab_bytes);
     measure_blocks(&tr->net, mine);
+    struct tsr_memory memory;
+    tsr_memory_of(tr, &memory);
+    memory.kernels = tsr_cpu_scratch(&j->ctx);
+    TSR_ASSERT(tsr_memory_slabs(tr) == tsr_cpu_allocated(&j->ctx)); // no purpose is left out
+    mine[ALLOCATED] = (double)tsr_cpu_allocated(&j->ctx);
+    for (int i = 0; i < TSR_N_MEMORY; i++)
+        mine[MEMORY + i] = (double)tsr_memory_get(&memory, i);
 }
 
 static int gather(struct bench *b) {
     struct tsr_job *j = &b->job;
     struct tsr_leaves l = {0};
-    double mine[N_FIGURES] = {0}, *all = NULL;
+    double mine[N_FIGURES] = {0};
     measure(b, mine);
     for (int i = 0; i < N_FIGURES; i++)
         TSR_TRY(tsr_leaves_push(&l, (int64_t)j->comm.rank * N_FIGURES + i, mine[i]));
-    TSR_TRY(tsr_leaves_gather(&j->ctx, &j->comm, &l, (int64_t)j->comm.world * N_FIGURES, &all));
+    TSR_TRY(tsr_leaves_gather(&j->ctx, &j->comm, &l, (int64_t)j->comm.world * N_FIGURES, &b->all));
     for (int r = 0; r < j->comm.world; r++)
         for (int i = 0; i < N_FIGURES; i++) {
-            double v = all[(ptrdiff_t)r * N_FIGURES + i];
+            double v = b->all[(ptrdiff_t)r * N_FIGURES + i];
             b->sum[i] += v;
             b->largest[i] = v > b->largest[i] ? v : b->largest[i];
         }
-    free(all);
     return 0;
+}
+
+// One figure of each rank, as a JSON array.
+static void print_ranks(const struct bench *b, const char *name, int figure) {
+    printf("\"%s\": [", name);
+    for (int r = 0; r < b->job.comm.world; r++)
+        printf("%s%.0f", r ? ", " : "", b->all[(ptrdiff_t)r * N_FIGURES + figure]);
+    printf("], ");
 }
 
 static void print_json(const struct bench *b, double rate, double step, double share) {
@@ -163,10 +168,14 @@ static void print_json(const struct bench *b, double rate, double step, double s
     printf("\"bytes_sent\": {\"tp\": %.0f, \"pp\": %.0f, \"dp\": %.0f}, "
            "\"weights_bytes\": %.0f, \"gradients_bytes\": %.0f, \"moments_bytes\": %.0f, "
            "\"activations_bytes\": %.0f, \"block_bytes\": {\"weights\": %.0f, "
-           "\"gradients\": %.0f, \"moments\": %.0f}, \"mfu_formula\": \"%s\"}\n",
+           "\"gradients\": %.0f, \"moments\": %.0f}, ",
            sum[SENT_TP], sum[SENT_PP], sum[SENT_DP], most[WEIGHTS], most[GRADIENTS], most[MOMENTS],
-           most[ACTIVATIONS], most[BLOCK_WEIGHTS], most[BLOCK_GRADIENTS], most[BLOCK_MOMENTS],
-           tsr_flops_formula);
+           most[ACTIVATIONS], most[BLOCK_WEIGHTS], most[BLOCK_GRADIENTS], most[BLOCK_MOMENTS]);
+    printf("\"rank_bytes\": {");
+    for (int i = 0; i < TSR_N_MEMORY; i++)
+        print_ranks(b, tsr_memory_names[i], MEMORY + i);
+    print_ranks(b, "slabs", ALLOCATED);
+    printf("\"ranks\": %d}, \"mfu_formula\": \"%s\"}\n", b->job.comm.world, tsr_flops_formula);
 }
 
 static void print(struct bench *b) {
@@ -197,8 +206,8 @@ static int run(struct bench *b, const char *path, const char *const *overrides, 
     struct tsr_step_result s = {0};
     TSR_TRY(tsr_job_load_run(j, path, overrides, n));
     TSR_TRY(tsr_job_device(j, j->run.device.threads));
-    TSR_TRY(
-        tsr_trainer_open(t, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh, random_sequence, b));
+    TSR_TRY(tsr_trainer_open(t, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh,
+                             tsr_random_sequence, j));
     TSR_TRY(tsr_net_init(&t->net));
     TSR_TRY(tsr_trainer_step(t, &s));
     b->first_step_s = process_age();
@@ -250,6 +259,7 @@ static int bench_train(int argc, char **argv) {
         rc = run(&b, args[0], args + 1, n_args - 1);
     tsr_job_settle(&b.job, rc);
     free(b.step_s);
+    free(b.all);
     tsr_trainer_close(&b.trainer);
     return tsr_job_close(&b.job, rc);
 }

@@ -55,16 +55,25 @@ static int choose(const struct isa **out, const char *name) {
                     name);
 }
 
-int tsr_cpu_open(struct tsr_ctx *ctx, const char *isa, int n_threads) {
+static int open_with(struct tsr_ctx *ctx, const char *isa, int n_threads,
+                     struct tsr_pool *(*open_pool)(int, const void *)) {
     const struct isa *chosen = NULL;
     if (n_threads < 1)
         return tsr_fail(TSR_EUSAGE, "threads: expected at least 1, found %d", n_threads);
     TSR_TRY(choose(&chosen, isa));
-    struct tsr_pool *pool = tsr_pool_open(n_threads, chosen);
+    struct tsr_pool *pool = open_pool(n_threads, chosen);
     if (pool == NULL)
         return tsr_fail(TSR_ENOMEM, "cannot start %d threads", n_threads);
     *ctx = (struct tsr_ctx){.ops = chosen->ops, .stream = pool, .dtype = TSR_DT_F32};
     return 0;
+}
+
+int tsr_cpu_open(struct tsr_ctx *ctx, const char *isa, int n_threads) {
+    return open_with(ctx, isa, n_threads, tsr_pool_open);
+}
+
+int tsr_cpu_open_dry(struct tsr_ctx *ctx, const char *isa, int n_threads) {
+    return open_with(ctx, isa, n_threads, tsr_pool_open_dry);
 }
 
 void tsr_cpu_close(struct tsr_ctx *ctx) {
@@ -74,6 +83,14 @@ void tsr_cpu_close(struct tsr_ctx *ctx) {
 
 const char *tsr_cpu_isa(const struct tsr_ctx *ctx) {
     return ctx->ops->name;
+}
+
+size_t tsr_cpu_allocated(const struct tsr_ctx *ctx) {
+    return tsr_pool_count(ctx->stream, 0);
+}
+
+size_t tsr_cpu_scratch(const struct tsr_ctx *ctx) {
+    return tsr_pool_scratch_bytes(ctx->stream);
 }
 
 struct trial {

@@ -1,11 +1,15 @@
 // Memory of the CPU backend: pages from the kernel, parallel fills and copies. Every call is done
 // when it returns, so sync has nothing to wait for.
+#include <stdbool.h>
 #include <string.h>
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/pages.h"
 
-enum { CHUNK = 1 << 20 }; // bytes a thread fills or copies at a time
+enum {
+    CHUNK = 1 << 20,    // bytes a thread fills or copies at a time
+    POPULATE = 16 << 20 // or gets from the kernel; smaller allocations come page by page
+};
 
 struct span_job {
     char *dst;
@@ -21,16 +25,31 @@ struct rows_job {
     int rows, rows_per_part;
 };
 
+static void populate_part(void *arg, int part, int thread) {
+    (void)thread;
+    const struct span_job *j = arg;
+    size_t lo = (size_t)part * POPULATE;
+    tsr_pages_populate(j->dst + lo, j->n_bytes - lo < POPULATE ? j->n_bytes - lo : POPULATE);
+}
+
 int tsr_cpu_alloc(struct tsr_ctx *ctx, size_t n_bytes, void **out) {
-    (void)ctx;
-    *out = tsr_pages_map(n_bytes);
+    bool dry = tsr_pool_is_dry(ctx->stream);
+    *out = dry ? tsr_pages_reserve(n_bytes) : tsr_pages_map(n_bytes);
     if (*out == NULL)
         return tsr_fail(TSR_ENOMEM, "cannot allocate %zu bytes of memory", n_bytes);
+    // By all threads at once, before the first step needs it: the kernel clears pages at the speed
+    // of one core, and a freshly started job would wait for that wherever it happens to be.
+    struct span_job j = {.dst = *out, .n_bytes = n_bytes};
+    if (!dry && n_bytes >= POPULATE)
+        tsr_pool_run(ctx->stream, (int)((n_bytes - 1) / POPULATE + 1), populate_part, &j);
+    tsr_pool_count(ctx->stream, (long)n_bytes);
     return 0;
 }
 
 void tsr_cpu_free(struct tsr_ctx *ctx, void *p, size_t n_bytes) {
-    (void)ctx;
+    if (p == NULL)
+        return;
+    tsr_pool_count(ctx->stream, -(long)n_bytes);
     tsr_pages_unmap(p, n_bytes);
 }
 

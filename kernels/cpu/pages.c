@@ -30,6 +30,27 @@ void *tsr_pages_map(size_t n_bytes) {
     return p + head;
 }
 
+void tsr_pages_keep_small(void *p, size_t n_bytes) {
+    if (p != NULL)
+        madvise(p, mapped_size(n_bytes), MADV_NOHUGEPAGE); // advice only
+}
+
+void *tsr_pages_reserve(size_t n_bytes) {
+    if (n_bytes > SIZE_MAX / 4)
+        return NULL;
+    void *p = mmap(NULL, mapped_size(n_bytes), PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+void tsr_pages_populate(void *p, size_t n_bytes) {
+#ifndef MADV_POPULATE_WRITE
+    enum { MADV_POPULATE_WRITE = 23 }; // Linux 5.14
+#endif
+    // Advice only, too: without it each page comes when it is touched first.
+    madvise(p, n_bytes, MADV_POPULATE_WRITE);
+}
+
 void tsr_pages_unmap(void *p, size_t n_bytes) {
     if (p != NULL)
         munmap(p, mapped_size(n_bytes));

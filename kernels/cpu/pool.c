@@ -31,6 +31,8 @@ struct worker {
 struct tsr_pool {
     int n_threads;
     int spins; // 0 when the threads outnumber the CPUs
+    bool dry;  // there are no threads, nothing runs
+    unsigned long allocated;
     const void *isa;
     struct worker *workers;  // (n_threads); the caller's entry has no thread
     struct scratch *scratch; // (n_threads + 1); the last one is shared
@@ -126,6 +128,8 @@ static void wake_sleepers(struct tsr_pool *p) {
 void tsr_pool_run(struct tsr_pool *p, int n_parts, void (*fn)(void *arg, int part, int thread),
                   void *arg) {
     TSR_ASSERT(n_parts >= 0);
+    if (p->dry)
+        return;
     if (p->n_threads == 1 || n_parts <= 1) {
         for (int i = 0; i < n_parts; i++)
             fn(arg, i, 0);
@@ -176,7 +180,7 @@ static void destroy(struct tsr_pool *p) {
     free(p);
 }
 
-struct tsr_pool *tsr_pool_open(int n_threads, const void *isa_table) {
+static struct tsr_pool *open_pool(int n_threads, int n_workers, const void *isa_table) {
     TSR_ASSERT(n_threads >= 1);
     struct tsr_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (p == NULL)
@@ -184,6 +188,7 @@ struct tsr_pool *tsr_pool_open(int n_threads, const void *isa_table) {
     *p = (struct tsr_pool){
         .n_threads = n_threads,
         .spins = n_threads <= usable_cpus() ? SPINS : 0,
+        .dry = n_workers == 0,
         .isa = isa_table,
         .workers = calloc((size_t)n_threads, sizeof *p->workers),
         .scratch = calloc((size_t)n_threads + 1, sizeof *p->scratch),
@@ -193,14 +198,14 @@ struct tsr_pool *tsr_pool_open(int n_threads, const void *isa_table) {
     pthread_cond_init(&p->done, NULL);
     int n_started = 1;
     if (p->workers != NULL && p->scratch != NULL) {
-        for (; n_started < n_threads; n_started++) {
+        for (; n_started < n_workers; n_started++) {
             struct worker *w = &p->workers[n_started];
             *w = (struct worker){.pool = p, .thread = n_started};
             if (pthread_create(&w->id, NULL, worker_main, w) != 0)
                 break;
         }
     }
-    if (p->workers == NULL || p->scratch == NULL || n_started < n_threads) {
+    if (p->workers == NULL || p->scratch == NULL || n_started < n_workers) {
         stop_workers(p, n_started);
         destroy(p);
         return NULL;
@@ -208,10 +213,18 @@ struct tsr_pool *tsr_pool_open(int n_threads, const void *isa_table) {
     return p;
 }
 
+struct tsr_pool *tsr_pool_open(int n_threads, const void *isa_table) {
+    return open_pool(n_threads, n_threads, isa_table);
+}
+
+struct tsr_pool *tsr_pool_open_dry(int n_threads, const void *isa_table) {
+    return open_pool(n_threads, 0, isa_table);
+}
+
 void tsr_pool_close(struct tsr_pool *p) {
     if (p == NULL)
         return;
-    stop_workers(p, p->n_threads);
+    stop_workers(p, p->dry ? 0 : p->n_threads);
     destroy(p);
 }
 
@@ -219,24 +232,42 @@ int tsr_pool_threads(const struct tsr_pool *p) {
     return p->n_threads;
 }
 
+int tsr_pool_is_dry(const struct tsr_pool *p) {
+    return p->dry;
+}
+
 const void *tsr_pool_isa(const struct tsr_pool *p) {
     return p->isa;
 }
 
-static void *grow(struct scratch *s, size_t n_bytes) {
+static void *grow(const struct tsr_pool *p, struct scratch *s, size_t n_bytes) {
     if (n_bytes > s->n_bytes || s->mem == NULL) {
         tsr_pages_unmap(s->mem, s->n_bytes);
         s->mem = tsr_pages_map(n_bytes);
         s->n_bytes = s->mem != NULL ? n_bytes : 0;
+        if (p->dry) // little of it will be touched
+            tsr_pages_keep_small(s->mem, n_bytes);
     }
     return s->mem;
 }
 
 void *tsr_pool_scratch(struct tsr_pool *p, int thread, unsigned long n_bytes) {
     TSR_ASSERT(thread >= 0 && thread < p->n_threads);
-    return grow(&p->scratch[thread], n_bytes);
+    return grow(p, &p->scratch[thread], n_bytes);
 }
 
 void *tsr_pool_shared(struct tsr_pool *p, unsigned long n_bytes) {
-    return grow(&p->scratch[p->n_threads], n_bytes);
+    return grow(p, &p->scratch[p->n_threads], n_bytes);
+}
+
+unsigned long tsr_pool_scratch_bytes(const struct tsr_pool *p) {
+    unsigned long sum = 0;
+    for (int t = 0; t <= p->n_threads; t++)
+        sum += p->scratch[t].n_bytes;
+    return sum;
+}
+
+unsigned long tsr_pool_count(struct tsr_pool *p, long n_bytes) {
+    p->allocated += (unsigned long)n_bytes;
+    return p->allocated;
 }

@@ -6,8 +6,12 @@
 struct tsr_pool;
 
 struct tsr_pool *tsr_pool_open(int n_threads, const void *isa_table); // NULL: out of memory
+// A pool that runs nothing and has no threads, but hands out the scratch that n_threads would need:
+// what a job would allocate is found by going through its motions.
+struct tsr_pool *tsr_pool_open_dry(int n_threads, const void *isa_table);
 void tsr_pool_close(struct tsr_pool *p);
 int tsr_pool_threads(const struct tsr_pool *p);
+int tsr_pool_is_dry(const struct tsr_pool *p);
 const void *tsr_pool_isa(const struct tsr_pool *p); // the table given at open
 
 // Calls fn(arg, part, thread) for each part in [0, n_parts); returns when all are done. Spins
@@ -19,5 +23,9 @@ void tsr_pool_run(struct tsr_pool *p, int n_parts, void (*fn)(void *arg, int par
 void *tsr_pool_scratch(struct tsr_pool *p, int thread, unsigned long n_bytes);
 // Scratch that all threads share (packed panels).
 void *tsr_pool_shared(struct tsr_pool *p, unsigned long n_bytes);
+// Bytes of all scratch now held.
+unsigned long tsr_pool_scratch_bytes(const struct tsr_pool *p);
+// Adds to the count of bytes that the device's allocator has handed out, and returns it.
+unsigned long tsr_pool_count(struct tsr_pool *p, long n_bytes);
 
 #endif

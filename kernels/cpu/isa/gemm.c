@@ -135,6 +135,8 @@ int TSR_FN(tsr_gemm)(struct tsr_ctx *ctx, const struct tsr_gemm *g) {
         return TSR_FN(tsr_gemm_few_rows)(ctx, g);
     struct gemm_plan pl;
     TSR_TRY(TSR_FN(tsr_gemm_plan)(&pl, ctx, g));
+    if (tsr_pool_is_dry(pl.pool)) // a small product doesn't go through the pool
+        return 0;
     struct sweep s = {.plan = &pl};
     struct gemm_slice *slice = &s.slice;
     for (slice->j0 = 0; slice->j0 < g->n; slice->j0 += pl.nc) {
