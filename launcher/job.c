@@ -40,22 +40,15 @@ int tsr_job_device(struct tsr_job *j, int64_t threads) {
     return tsr_agree(&j->ctx, &j->comm, rc);
 }
 
-static int load_model(struct tsr_job *j) {
-    const struct tsr_run *r = &j->run;
-    int rc;
-    if (r->model.from) {
-        rc = tsr_model_load(&j->model, r->model.from);
-    } else if (r->model.preset) {
-        const char *json = tsr_preset_json(r->model.preset);
-        if (!json)
-            return tsr_fail(TSR_ECONFIG, "model.preset: there is no preset \"%s\"",
-                            r->model.preset);
-        rc = tsr_model_parse(&j->model, json, r->model.preset);
-    } else {
-        rc = tsr_model_parse(&j->model, r->model.config, "model.config");
-    }
-    j->model_open = rc == 0;
-    return rc;
+int tsr_job_load_model(struct tsr_model *m, const struct tsr_run *r) {
+    if (r->model.from)
+        return tsr_model_load(m, r->model.from);
+    if (!r->model.preset)
+        return tsr_model_parse(m, r->model.config, "model.config");
+    const char *json = tsr_preset_json(r->model.preset);
+    if (!json)
+        return tsr_fail(TSR_ECONFIG, "model.preset: there is no preset \"%s\"", r->model.preset);
+    return tsr_model_parse(m, json, r->model.preset);
 }
 
 static int load_run(struct tsr_job *j, const char *path, const char *const *overrides, int n) {
@@ -66,7 +59,8 @@ static int load_run(struct tsr_job *j, const char *path, const char *const *over
     int V, W;
     TSR_TRY(tsr_run_check_world(r, j->comm.world, &dp));
     TSR_TRY(tsr_run_shards(r, r->parallel.tp, dp, &V, &W));
-    TSR_TRY(load_model(j));
+    TSR_TRY(tsr_job_load_model(&j->model, r));
+    j->model_open = true;
     TSR_TRY(tsr_run_check_model(r, &j->model, r->parallel.tp, r->parallel.pp));
     r->parallel.dp = dp;
     tsr_mesh_place(&j->mesh, (int)r->parallel.tp, (int)r->parallel.pp, (int)dp, j->comm.rank);

@@ -29,6 +29,8 @@ int tsr_job_open(struct tsr_job *j, const char *command);
 int tsr_job_device(struct tsr_job *j, int64_t threads);
 // Run file, model, layout.
 int tsr_job_load_run(struct tsr_job *j, const char *path, const char *const *overrides, int n);
+// The model that a run is of. TSR_EMODEL, TSR_ECONFIG.
+int tsr_job_load_model(struct tsr_model *m, const struct tsr_run *r);
 // Tokenizer and datasets; rank 0 tokenizes, the others wait.
 int tsr_job_load_data(struct tsr_job *j);
 

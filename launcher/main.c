@@ -18,6 +18,11 @@ static const struct {
     {"eval", "loss and perplexity of a model on a text", tsr_cmd_eval},
     {"tokenizer", "train a tokenizer, encode and decode text", tsr_cmd_tokenizer},
     {"data", "build and inspect Megatron-style .bin/.idx data", tsr_cmd_data},
+    {"status", "what a training run is doing right now", tsr_cmd_status},
+    {"ckpt", "list, verify and compare checkpoints", tsr_cmd_ckpt},
+    {"plan", "memory, communication and bubble of a run, before it starts", tsr_cmd_plan},
+    {"layout-check", "compare two layouts of a run, down to each gradient", tsr_cmd_layout_check},
+    {"doctor", "what is installed and working on this machine", tsr_cmd_doctor},
     {"bench", "measure speed as a share of this machine's peak", tsr_cmd_bench},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
@@ -28,7 +33,7 @@ static void help(void) {
         "Trains and runs decoder-only language models (the GPT series, LLaMA 1 to 3.2) over many\n"
         "processes, with the same loss to the last bit in every parallel layout.\n\ncommands:\n");
     for (int i = 0; i < N_COMMANDS; i++)
-        printf("  %-10s %s\n", commands[i].name, commands[i].about);
+        printf("  %-12s %s\n", commands[i].name, commands[i].about);
     printf("\n`tessera COMMAND --help` has the details; `tessera --version` the version.\n\n"
            "exit codes:\n"
            "  0   done\n"
@@ -76,5 +81,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < N_COMMANDS; i++)
         if (strcmp(argv[1], commands[i].name) == 0)
             return check_output(commands[i].run(argc - 1, argv + 1));
+    if (strcmp(argv[1], "coordinator") == 0) // only supervisors start it
+        return check_output(tsr_cmd_coordinator(argc - 1, argv + 1));
     return unknown(argv[1]);
 }

@@ -1,4 +1,6 @@
-// `tessera train`: the one training loop.
+// The one training loop: what a rank of `tessera train` does.
+#include "launcher/training.h"
+
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,17 +12,19 @@
 #include "dist/leaves.h"
 #include "dist/store.h"
 #include "dist/train.h"
-#include "launcher/commands.h"
-#include "launcher/job.h"
+#include "launcher/attach.h"
 #include "launcher/metrics.h"
-#include "launcher/options.h"
+#include "launcher/plan_job.h"
+#include "launcher/saver.h"
 
-enum { MAX_OVERRIDES = 256, EVAL_TOKENS = 1 << 17 };
+enum { EVAL_TOKENS = 1 << 17 };
 
 struct training {
     struct tsr_job job;
     struct tsr_trainer trainer;
     struct tsr_metrics metrics;
+    struct tsr_attachment attachment;
+    struct tsr_saver *saver;
     struct tsr_bar bar;
     double peak_flops; // of all ranks
     int64_t saved_step;
@@ -42,12 +46,6 @@ static void catch_signals(struct tsr_progress *p) {
     sigaction(SIGUSR1, &a, NULL);
 }
 
-static void print_field(const char *path, const char *type, const char *dflt, const char *help,
-                        void *arg) {
-    (void)arg;
-    printf("  %-28s %-26s %s\n%57s%s\n", path, type, dflt, "", help);
-}
-
 static int sequence_of(void *dataset, uint64_t g, int32_t *tokens, uint8_t *doc_start) {
     return tsr_dataset_sequence(dataset, g, tokens, doc_start);
 }
@@ -66,11 +64,6 @@ static int measure_peak(struct training *tr) {
         tr->peak_flops += all[r];
     free(all);
     return 0;
-}
-
-static int open_run_dir(const char *dir) {
-    TSR_TRY(tsr_mkdir_p(dir));
-    return tsr_checkpoint_clean_temps(dir);
 }
 
 static int write_config(const struct tsr_run *r) {
@@ -135,26 +128,23 @@ static int load_weights(struct training *tr) {
     return tsr_agree(net->ctx, net->comm, rc);
 }
 
-static int save(struct training *tr) {
+// Has a checkpoint of this step written; `wait`: until it is committed.
+static int save(struct training *tr, bool wait) {
     const struct tsr_run *r = &tr->job.run;
     struct tsr_trainer *t = &tr->trainer;
     struct tsr_buf yaml = {0};
     if (tr->saved_step == t->step)
-        return 0;
+        return wait ? tsr_saver_wait(tr->saver) : 0;
     tr->job.progress.phase = TSR_PHASE_CHECKPOINT;
     TSR_TRY(tsr_run_dump(r, &yaml));
-    struct tsr_store_save s = {.run_dir = r->run.dir,
-                               .source_dir = r->model.from,
-                               .tokenizer_dir = tr->job.tokenizer ? tr->job.tokenizer_dir : NULL,
-                               .keep = r->checkpoint.keep,
-                               .state = {.step = t->step,
-                                         .updates = t->updates,
-                                         .sequences = t->step * r->train.global_batch,
-                                         .seed = r->run.seed,
-                                         .virtual_shards = t->net.mesh.V,
-                                         .virtual_replicas = t->net.mesh.W,
-                                         .run_yaml = yaml.data}};
-    int rc = tsr_store_save_checkpoint(&t->net, &s);
+    struct tsr_state state = {.step = t->step,
+                              .updates = t->updates,
+                              .sequences = t->step * r->train.global_batch,
+                              .seed = r->run.seed,
+                              .virtual_shards = t->net.mesh.V,
+                              .virtual_replicas = t->net.mesh.W,
+                              .run_yaml = yaml.data};
+    int rc = tsr_saver_save(tr->saver, &state, wait);
     tsr_buf_free(&yaml);
     if (rc == 0)
         tr->saved_step = t->step;
@@ -173,6 +163,23 @@ static int evaluate(struct training *tr, double *loss) {
     int64_t n = tsr_dataset_n_sequences(tr->job.valid), most = EVAL_TOKENS / r->data.seq_len;
     most = most < 1 ? 1 : most;
     return tsr_trainer_eval(t, sequence_of, tr->job.valid, n < most ? n : most, loss);
+}
+
+// For whoever watches the run from outside.
+static void tell(struct training *tr, const struct tsr_metrics_line *l) {
+    Tessera__Control__StepReport r = TESSERA__CONTROL__STEP_REPORT__INIT;
+    r.step = (uint64_t)l->step;
+    r.loss = l->loss;
+    r.grad_norm = l->grad_norm;
+    r.lr = l->lr;
+    r.tokens_per_s = l->tokens_per_s;
+    r.step_ms = l->step_ms;
+    r.skipped = (uint64_t)l->skipped;
+    r.has_valid_loss = l->valid_loss >= 0.0;
+    r.valid_loss = r.has_valid_loss ? l->valid_loss : 0.0;
+    r.mfu = l->mfu;
+    r.tokens = (uint64_t)l->tokens;
+    tsr_agent_step(tr->attachment.agent, &r);
 }
 
 static int report(struct training *tr, const struct tsr_step_result *s, double seconds,
@@ -194,6 +201,7 @@ static int report(struct training *tr, const struct tsr_step_result *s, double s
                                  .skipped = t->skipped,
                                  .valid_loss = valid_loss};
     TSR_TRY(tsr_metrics_write(&tr->metrics, &l));
+    tell(tr, &l);
     char extra[128];
     snprintf(extra, sizeof extra, "loss %.4f  %.0f tokens/s", s->loss, rate);
     tsr_bar_update(&tr->bar, (uint64_t)t->step, extra);
@@ -206,6 +214,19 @@ static int report(struct training *tr, const struct tsr_step_result *s, double s
     return 0;
 }
 
+// After a step: its numbers, a save that has failed meanwhile, a checkpoint when it is due.
+static int after_step(struct training *tr, const struct tsr_step_result *s, double seconds,
+                      double valid_loss) {
+    const struct tsr_run *r = &tr->job.run;
+    int64_t step = tr->trainer.step;
+    int rc = report(tr, s, seconds, valid_loss);
+    TSR_TRY(tsr_agree(&tr->job.ctx, &tr->job.comm, rc == 0 ? tsr_saver_poll(tr->saver) : rc));
+    bool last = s->stop || step == r->train.steps;
+    if (!last && (r->checkpoint.every == 0 || step % r->checkpoint.every != 0))
+        return 0;
+    return tsr_agree(&tr->job.ctx, &tr->job.comm, save(tr, last || !r->checkpoint.async));
+}
+
 static int loop(struct training *tr) {
     const struct tsr_run *r = &tr->job.run;
     struct tsr_trainer *t = &tr->trainer;
@@ -215,10 +236,7 @@ static int loop(struct training *tr) {
         TSR_TRY(tsr_trainer_step(t, &s));
         double seconds = tsr_now() - begin;
         TSR_TRY(evaluate(tr, &valid_loss));
-        TSR_TRY(tsr_agree(&tr->job.ctx, &tr->job.comm, report(tr, &s, seconds, valid_loss)));
-        bool due = r->checkpoint.every > 0 && t->step % r->checkpoint.every == 0;
-        if (due || s.stop || t->step == r->train.steps)
-            TSR_TRY(save(tr));
+        TSR_TRY(after_step(tr, &s, seconds, valid_loss));
         if (s.stop && t->step < r->train.steps)
             return tsr_fail(TSR_EINTERRUPTED, "interrupted after step %lld", (long long)t->step);
     }
@@ -241,18 +259,32 @@ static int open_reports(struct training *tr) {
     return 0;
 }
 
-static int run(struct training *tr, const char *path, const char *const *overrides, int n) {
+// Joins the coordinator first, so that a rank that hangs in what follows is seen.
+static int prepare(struct training *tr) {
     struct tsr_job *j = &tr->job;
-    TSR_TRY(tsr_job_load_run(j, path, overrides, n));
-    TSR_TRY(tsr_job_device(j, j->run.device.threads));
-    TSR_TRY(tsr_agree(&j->ctx, &j->comm, rank0(tr) ? open_run_dir(j->run.run.dir) : 0));
+    TSR_TRY(tsr_attach(&tr->attachment, j));
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, tsr_log_open(j->run.run.dir)));
     TSR_TRY(tsr_job_load_data(j));
     TSR_TRY(tsr_trainer_open(&tr->trainer, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh,
                              sequence_of, j->train));
     TSR_TRY(load_weights(tr));
+    struct tsr_saver_opt saver = {.net = &tr->trainer.net,
+                                  .agent = tr->attachment.agent,
+                                  .run_dir = j->run.run.dir,
+                                  .source_dir = j->run.model.from,
+                                  .tokenizer_dir = j->tokenizer ? j->tokenizer_dir : NULL,
+                                  .epoch = tr->attachment.epoch};
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, tsr_saver_open(&tr->saver, &saver)));
     TSR_TRY(measure_peak(tr));
-    TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_reports(tr)));
+    return tsr_agree(&j->ctx, &j->comm, open_reports(tr));
+}
+
+static int run(struct training *tr, const char *path, const char *const *overrides, int n) {
+    struct tsr_job *j = &tr->job;
+    TSR_TRY(tsr_job_load_run(j, path, overrides, n));
+    TSR_TRY(tsr_job_device(j, j->run.device.threads));
+    TSR_TRY(tsr_plan_refuse_job(j));
+    TSR_TRY(prepare(tr));
     catch_signals(&j->progress);
     int rc = loop(tr);
     if (rank0(tr)) {
@@ -266,31 +298,16 @@ static int run(struct training *tr, const char *path, const char *const *overrid
     return rc;
 }
 
-int tsr_cmd_train(int argc, char **argv) {
-    const char *args[MAX_OVERRIDES + 1];
-    int n_args;
-    const struct tsr_command_line cl = {
-        .command = "tessera train",
-        .usage = "RUN.yaml [key=value …]",
-        .about =
-            "Trains a model as the run file says; key=value overrides a field of it. Under\n"
-            "mpirun or srun it is one of tp x pp x dp ranks. The same command continues a run\n"
-            "that was interrupted (checkpoint.resume).\n\nfields of the run file:",
-        .max_args = MAX_OVERRIDES + 1,
-        .min_args = 1};
+int tsr_train_rank(const char *command, const char *path, const char *const *overrides, int n) {
     struct training tr = {0};
-    int rc = tsr_options_parse(&cl, argc, argv, args, &n_args);
-    if (rc == 1 && tsr_comm_env_rank() == 0)
-        tsr_run_fields_each(print_field, NULL);
-    if (rc != 0)
-        return rc == 1 ? 0 : tsr_report_once(cl.command, rc);
-    signal(SIGPIPE, SIG_IGN); // a run outlives the terminal that shows its progress
-    rc = tsr_job_open(&tr.job, cl.command);
+    int rc = tsr_job_open(&tr.job, command);
     if (rc == 0)
-        rc = run(&tr, args[0], args + 1, n_args - 1);
+        rc = run(&tr, path, overrides, n);
     signalled = NULL;
     tsr_metrics_close(&tr.metrics);
     tsr_job_settle(&tr.job, rc);
+    tsr_saver_close(tr.saver);
+    tsr_detach(&tr.attachment, &tr.job, tsr_exit_code(rc));
     tsr_trainer_close(&tr.trainer);
     return tsr_job_close(&tr.job, rc);
 }

@@ -24,7 +24,7 @@ MARK = "TESSERA_TEST_MARK"
 
 USAGE, RESOURCE, PEER, INTERRUPTED = 2, 3, 4, 5  # exit codes
 
-ERROR = re.compile(r"^tessera[a-z ]*: error: ")
+ERROR = re.compile(r"^tessera[a-z -]*: error: ")
 LOG = re.compile(r"^\d\d:\d\d:\d\d (info|warn) ")
 MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

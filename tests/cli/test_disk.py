@@ -73,7 +73,15 @@ class FailingDisk(cli.Case):
         return n
 
     def test_one_rank(self):
-        self.assertGreater(self.sweep(0, "", 24, 6), 20)
+        self.assertGreater(self.sweep(1, "0", 24, 6), 20)
+
+    def test_supervised(self):
+        """A disk that fails from the start on, and one that fails the coordinator or the rank."""
+        for at in (1, 2, 4, 8):
+            self.bad(3, [self.path("run"), TEXTS[FULL]], "train", self.run_path,
+                     **self.faulted(at, FULL, 0, ""))
+            self.check_kept()
+            self.check_continues(0)
 
     def test_two_ranks(self):
         for rank in ("0", "1"):
@@ -81,9 +89,9 @@ class FailingDisk(cli.Case):
 
     def test_short_writes(self):
         """A write that moves less than asked for is no failure."""
-        n = self.n_calls(0, "")
+        n = self.n_calls(1, "0")
         for at in range(1, n + 1, max(1, n // 8)):
-            self.good("train", self.run_path, **self.faulted(at, "short", 0, ""))
+            self.good("train", self.run_path, **self.faulted(at, "short", 1, "0"))
             found = content(self.path("run/checkpoints"))
             self.assertEqual({k: v for k, v in found.items() if k.endswith(".safetensors")},
                              self.reference)

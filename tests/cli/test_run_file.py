@@ -140,7 +140,7 @@ class Layout(cli.Case):
     def test_ranks(self):
         self.refuse(["tp * pp * dp", "2 * 2 * 2", "8 ranks", "found 2"], 2,
                     {"tp": 2, "pp": 2, "dp": 2})
-        self.refuse(["tp * pp", "2 * 1", "found 1"], 0, {"tp": 2})
+        self.refuse(["tp * pp", "2 * 1", "found 1"], 1, {"tp": 2})
         self.refuse(["tp * pp", "4 * 1", "found 2"], 2, {"tp": 4})
         self.refuse(["tp * pp", "1 * 2", "found 3"], 3, {"pp": 2})
 

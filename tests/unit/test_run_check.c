@@ -84,6 +84,32 @@ static void numbers_that_span_fields(void **state) {
                     PIECES("dp can be 1, 2, 4, or set parallel.virtual_replicas to 12"));
 }
 
+static void layouts_to_go_on_with(void **state) {
+    (void)state;
+    static const char base[] = "model: {preset: gpt2}\ntrain: {steps: 1}\nparallel: {tp: 2, "
+                               "elastic: [{tp: 1, dp: 4}, {pp: 2}]}";
+    struct tsr_run r = load_good(base, NULL);
+    assert_int_equal(r.parallel.elastic.n, 2);
+    assert_int_equal(r.parallel.elastic.items[0].dp, 4);
+    assert_int_equal(r.parallel.elastic.items[1].tp, 1);
+    assert_int_equal(r.parallel.elastic.items[1].pp, 2);
+    struct tsr_buf yaml = {0};
+    assert_int_equal(tsr_run_dump(&r, &yaml), 0);
+    assert_non_null(strstr(yaml.data, "elastic: [{tp: 1, pp: 1, dp: 4}, {tp: 1, pp: 2, dp: 1}]"));
+    tsr_buf_free(&yaml);
+    tsr_run_free(&r);
+    expect_mistakes(base, PIECES("parallel.exact=false"),
+                    PIECES("parallel.elastic: needs parallel.exact"));
+    expect_mistakes(base, PIECES("parallel.elastic=[{tp: 3}]"),
+                    PIECES("parallel.elastic: layout 1 (tp 3, pp 1, dp 1): ", "tp can be"));
+    expect_mistakes(base, PIECES("parallel.elastic=[{tp: 0}]"),
+                    PIECES("tp: expected an integer from 1"));
+    expect_mistakes(base, PIECES("parallel.elastic=[{tq: 1}]"),
+                    PIECES("tq: unknown key; did you mean tp?"));
+    expect_mistakes(base, PIECES("parallel.elastic=[5]"), PIECES("expected list of {tp, pp, dp}"));
+    expect_mistakes(base, PIECES("parallel.elastic=4"), PIECES("expected list of {tp, pp, dp}"));
+}
+
 // A rule is silent about a field that was a mistake already.
 static void no_second_report(void **state) {
     (void)state;
@@ -285,6 +311,7 @@ int main(void) {
         cmocka_unit_test(model_is_given_once),
         cmocka_unit_test(tokenizer_comes_with_the_model),
         cmocka_unit_test(numbers_that_span_fields),
+        cmocka_unit_test(layouts_to_go_on_with),
         cmocka_unit_test(no_second_report),
         cmocka_unit_test(chunks_belong_to_interleaved),
         cmocka_unit_test(shards),

@@ -188,7 +188,8 @@ static void wrong_values(void **state) {
         {"model: {tokenizer: \"a\\0b\"}", "model.tokenizer: expected path"},
         {"run: {dir: ''}", "run.dir: expected path"},
         {"checkpoint: {resume: \"\"}", "expected auto|none|path"},
-        {"zzzzzzzzzz: 1", "expected one of run, model, data, train, parallel, checkpoint, device"},
+        {"zzzzzzzzzz: 1",
+         "expected one of run, model, data, train, parallel, checkpoint, supervise, device"},
         {"train.steps: 5", "train.steps: unknown key"},
         {"{[a]: 1}", "expected a word as a key, found a list"},
         {"? \n: 1", "expected a word as a key"},
@@ -338,7 +339,7 @@ static void help_has_every_field(void **state) {
     (void)state;
     int n = 0;
     tsr_run_fields_each(count_field, &n);
-    assert_int_equal(n, 46);
+    assert_int_equal(n, 52);
 }
 
 static void nearest(void **state) {
