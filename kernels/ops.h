@@ -271,7 +271,9 @@ void tsr_cpu_close(struct tsr_ctx *ctx);
 size_t tsr_cpu_allocated(const struct tsr_ctx *ctx);
 size_t tsr_cpu_scratch(const struct tsr_ctx *ctx);
 const char *tsr_cpu_isa(const struct tsr_ctx *ctx);
-// Measured peak of fused multiply-adds, all threads, in GFLOP/s (takes about 0.2 s).
-double tsr_cpu_measure_peak(struct tsr_ctx *ctx);
+// Measured peak of fused multiply-adds, all threads, in GFLOP/s: the best of n_trials of some
+// milliseconds. On a machine that is busy only many trials find it.
+enum { TSR_PEAK_QUICK = 4, TSR_PEAK_CAREFUL = 64 };
+double tsr_cpu_measure_peak(struct tsr_ctx *ctx, int n_trials);
 
 #endif

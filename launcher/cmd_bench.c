@@ -105,7 +105,7 @@ static void measure(struct bench *b, double *mine) {
     const struct tsr_job *j = &b->job;
     const struct tsr_trainer *tr = &b->trainer;
     const struct tsr_times *t = &tr->executor.times;
-    mine[PEAK_FLOPS] = tsr_cpu_measure_peak(&b->job.ctx) * 1e9;
+    mine[PEAK_FLOPS] = tsr_cpu_measure_peak(&b->job.ctx, TSR_PEAK_CAREFUL) * 1e9;
     mine[PEAK_RSS] = peak_rss();
     mine[FIRST_STEP] = b->first_step_s;
     mine[FORWARD] = t->forward;

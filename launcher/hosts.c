@@ -252,3 +252,10 @@ bool tsr_host_is_here(const char *name) {
     return n == m && memcmp(name, own, n) == 0 && (!name[n] || !own[m]) &&
            strspn(name, "0123456789.") < strlen(name);
 }
+
+bool tsr_hosts_are_here(const struct tsr_hosts *h) {
+    for (int i = 0; i < h->n; i++)
+        if (!tsr_host_is_here(h->items[i].name))
+            return false;
+    return true;
+}

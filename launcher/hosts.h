@@ -41,5 +41,6 @@ int tsr_hosts_format(const struct tsr_hosts *h, const bool *skip, struct tsr_buf
 // Whether a name means this machine: "localhost", an address of it in numbers, or its own name up
 // to the first dot.
 bool tsr_host_is_here(const char *name);
+bool tsr_hosts_are_here(const struct tsr_hosts *h); // all of them
 
 #endif

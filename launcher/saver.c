@@ -3,12 +3,13 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "core/clock.h"
 #include "core/error.h"
 #include "dist/snapshot.h"
 #include "launcher/saver_map.h"
 
-enum { MAX_ERROR = 512 };
+enum { MAX_ERROR = 512, CLOSE_S = 60 };
 
 // What the main thread and the agent's threads share is guarded by `lock`, or belongs to whoever
 // has the save: the main thread until it hands it to the agent, the agent's worker until `ended`.
@@ -26,6 +27,8 @@ struct tsr_saver {
     struct tsr_state state;      // likewise, run_yaml owned
 
     pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool in_flight; // until `ended`
     int64_t committed;
     int failed; // of a save that has ended; 0 when it was told
     char error[MAX_ERROR];
@@ -84,6 +87,8 @@ static void ended(void *arg, const struct tsr_save_result *r) {
         s->committed = (int64_t)r->step;
     else
         snprintf(s->error, sizeof s->error, "%s", r->error);
+    s->in_flight = false;
+    pthread_cond_signal(&s->changed);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -116,6 +121,7 @@ int tsr_saver_open(struct tsr_saver **out, const struct tsr_saver_opt *opt) {
     if (!s)
         return tsr_fail(TSR_ENOMEM, "no memory for checkpoints");
     pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->changed, NULL);
     s->committed = -1;
     s->ops = (struct tsr_save_ops){s, begin, write_all, digest, ended};
     int rc = copy_options(s, opt);
@@ -131,12 +137,32 @@ int tsr_saver_open(struct tsr_saver **out, const struct tsr_saver_opt *opt) {
     return 0;
 }
 
+static void set_in_flight(struct tsr_saver *s, bool in_flight) {
+    pthread_mutex_lock(&s->lock);
+    s->in_flight = in_flight;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static bool wait_for_end(struct tsr_saver *s) {
+    struct timespec until;
+    int err = 0;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += CLOSE_S;
+    pthread_mutex_lock(&s->lock);
+    while (s->in_flight && err == 0)
+        err = pthread_cond_timedwait(&s->changed, &s->lock, &until);
+    bool ended_now = !s->in_flight;
+    pthread_mutex_unlock(&s->lock);
+    return ended_now;
+}
+
 void tsr_saver_close(struct tsr_saver *s) {
-    if (!s)
+    if (!s || !wait_for_end(s))
         return;
     tsr_snapshot_close(s->snapshot);
     tsr_checkpoint_close(s->ckpt);
     tsr_state_free(&s->state);
+    pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }
@@ -167,6 +193,7 @@ int tsr_saver_wait(struct tsr_saver *s) {
 }
 
 static int copy_state(struct tsr_saver *s, const struct tsr_state *state) {
+    tsr_state_free(&s->state); // of a save that never began
     s->state = *state;
     s->state.run_yaml = strdup(state->run_yaml);
     return s->state.run_yaml ? 0 : tsr_fail(TSR_ENOMEM, "no memory for a checkpoint's state");
@@ -178,7 +205,12 @@ int tsr_saver_save(struct tsr_saver *s, const struct tsr_state *state, bool wait
     TSR_TRY(tsr_snapshot_take(s->snapshot));
     TSR_TRY(copy_state(s, state));
     s->attempt++;
-    TSR_TRY(tsr_agent_save(s->agent, state->step, s->attempt, &s->ops));
+    set_in_flight(s, true);
+    int rc = tsr_agent_save(s->agent, state->step, s->attempt, &s->ops);
+    if (rc < 0) {
+        set_in_flight(s, false);
+        return rc;
+    }
     s->stall_s = tsr_now() - begun;
     return wait ? tsr_saver_wait(s) : 0;
 }

@@ -3,8 +3,6 @@
 //
 // All ranks call open, save and close together, on their main threads. At most one save is in
 // flight; what is done in the background is done without MPI.
-//
-//   tsr_agent_open, tsr_saver_open, tsr_saver_save …, tsr_agent_close, tsr_saver_close
 #ifndef TSR_LAUNCHER_SAVER_H
 #define TSR_LAUNCHER_SAVER_H
 
@@ -15,8 +13,8 @@
 struct tsr_saver;
 
 struct tsr_saver_opt {
-    struct tsr_net *net;       // must outlive the saver
-    struct tsr_agent *agent;   // to be closed before the saver
+    struct tsr_net *net; // must outlive the saver
+    struct tsr_agent *agent;
     const char *run_dir;       // copied, as are the next two
     const char *source_dir;    // generation_config.json comes from here; or NULL
     const char *tokenizer_dir; // or NULL
@@ -26,7 +24,9 @@ struct tsr_saver_opt {
 
 // Allocates the second buffer and publishes this rank's shard map.
 int tsr_saver_open(struct tsr_saver **out, const struct tsr_saver_opt *opt);
-// After tsr_agent_close, which ends the save in flight. NULL is fine.
+// Before or after tsr_agent_close, which ends the save in flight. With the agent still there it
+// waits for that save, a minute at most: one that doesn't end keeps the memory that it works on.
+// NULL is fine.
 void tsr_saver_close(struct tsr_saver *s);
 
 // Waits for the save in flight (its failure is returned, and nothing is begun), copies the state

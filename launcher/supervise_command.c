@@ -36,15 +36,8 @@ void tsr_strings_free(struct tsr_strings *s) {
     *s = (struct tsr_strings){0};
 }
 
-static bool all_here(const struct tsr_hosts *h) {
-    for (int i = 0; i < h->n; i++)
-        if (!tsr_host_is_here(h->items[i].name))
-            return false;
-    return true;
-}
-
 bool tsr_command_is_direct(const struct tsr_rank_command *c) {
-    return tsr_layout_ranks(&c->layout) == 1 && all_here(c->hosts);
+    return tsr_layout_ranks(&c->layout) == 1 && tsr_hosts_are_here(c->hosts);
 }
 
 static int add_words(struct tsr_strings *s, const char *const *words) {
@@ -112,7 +105,7 @@ static int add_mpirun(const struct tsr_rank_command *c, struct tsr_strings *argv
     TSR_TRY(tsr_strings_add(argv, "%" PRId64, tsr_layout_ranks(&c->layout)));
     TSR_TRY(add_hosts(c, argv));
     // They hold on every host that ranks run on, and only this one has the folder.
-    for (int i = 0; folders[i] && c->scratch && all_here(c->hosts); i++)
+    for (int i = 0; folders[i] && c->scratch && tsr_hosts_are_here(c->hosts); i++)
         TSR_TRY(add_words(argv, (const char *const[]){"--mca", folders[i], c->scratch, NULL}));
     TSR_TRY(add_words(argv, (const char *const[]){"-x", own[0], "-x", own[1], "-x", own[2], NULL}));
     return add_exports(argv);
@@ -139,6 +132,9 @@ int tsr_command_ranks(const struct tsr_rank_command *c, struct tsr_strings *argv
         TSR_TRY(tsr_strings_add(env, "OMPI_ALLOW_RUN_AS_ROOT=1"));
         TSR_TRY(tsr_strings_add(env, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"));
     }
+    // On this host only: daemons elsewhere don't inherit it.
+    if (c->scratch && !tsr_hosts_are_here(c->hosts))
+        TSR_TRY(tsr_strings_add(env, "TMPDIR=%s", c->scratch));
     if (!direct)
         TSR_TRY(add_mpirun(c, argv));
     return add_rank(c, argv);

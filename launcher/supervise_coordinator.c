@@ -26,12 +26,11 @@ static void tell_failure(struct tsr_super *s, const Tessera__Control__Failed *f)
     if (s->failed)
         return; // the others follow the first
     s->failed = s->joined = true;
-    s->failed_s = tsr_now();
     if (f->rank >= s->world) // the coordinator's own: a newer incarnation took over
-        tsr_warn("the run ends: %s", f->cause);
+        snprintf(s->cause, sizeof s->cause, "the run ends: %s", f->cause);
     else
-        tsr_warn("rank %" PRIu32 " on %s failed: %s; %s, step %" PRIu64, f->rank, f->host, f->cause,
-                 f->operation, f->step);
+        snprintf(s->cause, sizeof s->cause, "rank %" PRIu32 " on %s failed: %s; %s, step %" PRIu64,
+                 f->rank, f->host, f->cause, f->operation, f->step);
 }
 
 static void take_status(struct tsr_super *s, const Tessera__Control__Status *m) {

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "core/clock.h"
 #include "core/error.h"
@@ -12,10 +13,9 @@
 #include "launcher/supervise_spawn.h"
 
 #define JOIN_S   120.0 // until the first rank has said Hello
-#define GRACE_S  0.3   // for mpirun when the user must not be kept waiting
+#define GRACE_S  0.3   // a failure and its cause come on two ways; also for mpirun in a hurry
 #define LEAVE_S  10.0  // for mpirun to end when the coordinator says that all ranks have
 #define ITSELF_S 1.5   // for mpirun to end by itself when its ranks are gone
-#define MPIRUN_S 3.0   // and when it was asked to
 #define DYING_S  30.0  // for killed processes to be gone
 
 // ---- start
@@ -94,18 +94,28 @@ static bool ranks_ended(struct tsr_super *s) {
     return s->ranks.pid == 0 || s->ranks.ended;
 }
 
-// Kills what is left of the ranks. They die first and mpirun a little later by itself: with the
-// exit code of the rank that ended before we knew, and taking its files along.
+// mpirun kills its other ranks after a second's sleep, which any signal cuts short: this one only
+// tells it once more to look at its children.
+static bool nudged_end(struct tsr_super *s) {
+    if (!ranks_ended(s))
+        kill(s->ranks.pid, SIGCHLD);
+    return ranks_ended(s);
+}
+
+// Kills what is left of the ranks. mpirun ends a little later by itself: with the exit code of the
+// rank that ended before we knew. It isn't asked to end: on a signal while it ends its job already
+// it may crash. Its daemons on other hosts end with it, and it must go before the logins that it
+// reaches them by, or it complains of those.
 static void kill_ranks(struct tsr_super *s, bool at_once) {
     const pid_t keep[] = {s->coordinator.pid, s->ranks.pid};
     bool direct = s->err_pipe < 0;
-    tsr_signal_descendants(SIGKILL, keep, direct ? 1 : 2);
-    if (!direct && !at_once)
-        tsr_super_wait(s, ranks_ended, ITSELF_S);
-    if (!ranks_ended(s) && !direct) {
-        kill(s->ranks.pid, SIGTERM);
-        tsr_super_wait(s, ranks_ended, at_once ? GRACE_S : MPIRUN_S);
-    }
+    if (tsr_hosts_are_here(&s->hosts))
+        tsr_signal_descendants(SIGKILL, keep, direct ? 1 : 2);
+    if (!direct)
+        tsr_super_wait(s, nudged_end, at_once ? GRACE_S : ITSELF_S);
+    if (!ranks_ended(s))
+        kill(s->ranks.pid, SIGKILL);
+    tsr_super_wait(s, ranks_ended, GRACE_S);
 }
 
 static bool none_left(struct tsr_super *s) {
@@ -147,6 +157,25 @@ static int code_of_failure(const struct tsr_super *s) {
     return code == 0 || code == TSR_EXIT_INTERRUPTED || code > 128 ? TSR_EXIT_PEER : code;
 }
 
+static bool has_failed(struct tsr_super *s) {
+    return s->failed;
+}
+
+// One line that names the culprit. Ranks die with mpirun: then it isn't the rank that the
+// coordinator missed first.
+static void tell_cause(struct tsr_super *s) {
+    const struct tsr_process *r = &s->ranks;
+    bool mpirun = s->err_pipe >= 0 && r->ended && WIFSIGNALED(r->status);
+    bool unclear = r->ended && tsr_process_code(r) > TSR_EXIT_INTERRUPTED;
+    if (unclear && !mpirun)
+        tsr_super_wait(s, has_failed, GRACE_S);
+    if (mpirun)
+        tsr_warn("mpirun was ended by signal %d (%s)", WTERMSIG(r->status),
+                 strsignal(WTERMSIG(r->status)));
+    else if (s->failed)
+        tsr_warn("%s", s->cause);
+}
+
 static int watch(struct tsr_super *s, const struct tsr_layout3 *l) {
     TSR_TRY(tsr_super_coordinator_start(s));
     TSR_TRY(start_ranks(s, l));
@@ -154,6 +183,7 @@ static int watch(struct tsr_super *s, const struct tsr_layout3 *l) {
         TSR_TRY(tsr_super_coordinator_tend(s));
         tsr_super_turn(s);
     }
+    tell_cause(s);
     return 0;
 }
 

@@ -55,7 +55,8 @@ struct tsr_super {
     Tessera__Control__Hello hello;
     int ready_pipe; // the coordinator's standard output, or -1
     bool failed;    // a Failed came
-    double failed_s, ranks_s;
+    char cause[1024];
+    double ranks_s;
     double alone_s; // when the coordinator was seen to have ended in order
     bool joined;    // at least one rank is known to the coordinator
     bool all_left;  // all were, and none is there any more

@@ -58,7 +58,8 @@ static bool rank0(const struct training *tr) {
 static int measure_peak(struct training *tr) {
     struct tsr_leaves l = {0};
     double *all = NULL;
-    TSR_TRY(tsr_leaves_push(&l, tr->job.comm.rank, tsr_cpu_measure_peak(&tr->job.ctx) * 1e9));
+    TSR_TRY(tsr_leaves_push(&l, tr->job.comm.rank,
+                            tsr_cpu_measure_peak(&tr->job.ctx, TSR_PEAK_QUICK) * 1e9));
     TSR_TRY(tsr_leaves_gather(&tr->job.ctx, &tr->job.comm, &l, tr->job.comm.world, &all));
     for (int r = 0; r < tr->job.comm.world; r++)
         tr->peak_flops += all[r];

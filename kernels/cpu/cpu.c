@@ -105,10 +105,10 @@ static void peak_part(void *arg, int part, int thread) {
     t->fma_loop(t->n);
 }
 
-// A trial is a few parts of about a millisecond for each thread; the best of them counts, because
-// all that can happen to a trial is a neighbour that slows it down.
-double tsr_cpu_measure_peak(struct tsr_ctx *ctx) {
-    enum { TRIALS = 24, PARTS = 6 };
+// A trial is a few parts of a fraction of a millisecond for each thread; the best of them counts,
+// because all that can happen to a trial is a neighbour that slows it down.
+double tsr_cpu_measure_peak(struct tsr_ctx *ctx, int n_trials) {
+    enum { PARTS = 6 };
     const struct isa *isa = tsr_pool_isa(ctx->stream);
     struct trial t = {isa->fma_loop, 64};
     double flops, elapsed;
@@ -117,10 +117,10 @@ double tsr_cpu_measure_peak(struct tsr_ctx *ctx) {
         double start = tsr_now();
         flops = t.fma_loop(t.n);
         elapsed = tsr_now() - start;
-    } while (elapsed < 1e-3);
+    } while (elapsed < 2.5e-4);
     int n_parts = PARTS * tsr_pool_threads(ctx->stream);
     double best = 0;
-    for (int i = 0; i < TRIALS; i++) {
+    for (int i = 0; i < n_trials; i++) {
         double start = tsr_now();
         tsr_pool_run(ctx->stream, n_parts, peak_part, &t);
         double rate = flops * n_parts / (tsr_now() - start);

@@ -122,6 +122,11 @@ class Hosts:
             host.network("tc", "qdisc", "replace", "dev", "eth0", *shape)
             self.switch.network("tc", "qdisc", "replace", "dev", f"to-{host.name}", *shape)
 
+    def unlimit(self):
+        for host in self.all.values():
+            host.network("tc", "qdisc", "del", "dev", "eth0", "root")
+            self.switch.network("tc", "qdisc", "del", "dev", f"to-{host.name}", "root")
+
     def cable(self, name, plugged):
         self.switch.network("ip", "link", "set", f"to-{name}", "up" if plugged else "down")
 

@@ -7,8 +7,9 @@
 //   TESSERA_FAULT_RANK   only in this rank of an MPI job
 //   TESSERA_FAULT_COUNT  file that gets the number of calls counted when the process ends
 //
-// Counted: open (for writing or creating), write, pwrite, fsync, ftruncate, rename, renameat2,
-// mkdir of a folder that isn't there. Calls that glibc makes inside itself (stdio) pass by.
+// Counted: open (for writing or creating), write, pwrite, fsync, ftruncate, fallocate, rename,
+// renameat2, mkdir of a folder that isn't there. Calls that glibc makes inside itself (stdio) pass
+// by.
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -95,6 +96,11 @@ int fsync(int fd) {
 int ftruncate(int fd, off_t length) {
     FAIL_IF(judge_fd(fd));
     return REAL(ftruncate)(fd, length);
+}
+
+int fallocate(int fd, int mode, off_t at, off_t length) {
+    FAIL_IF(judge_fd(fd));
+    return REAL(fallocate)(fd, mode, at, length);
 }
 
 int rename(const char *from, const char *to) {

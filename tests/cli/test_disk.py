@@ -73,7 +73,7 @@ class FailingDisk(cli.Case):
         return n
 
     def test_one_rank(self):
-        self.assertGreater(self.sweep(1, "0", 24, 6), 20)
+        self.assertGreater(self.sweep(1, "0", 12, 6), 20)
 
     def test_supervised(self):
         """A disk that fails from the start on, and one that fails the coordinator or the rank."""

@@ -34,6 +34,7 @@ struct rig {
     int world, rows; // rows of the one tensor, dealt out evenly
     char cause[256], operation[256];
     uint32_t culprit;
+    uint64_t ended_pid; // of a process that is known to have ended; 0: none
 };
 
 static double rig_now(void *arg) {
@@ -54,6 +55,11 @@ static void rig_send(void *arg, int conn, uint16_t type, const ProtobufCMessage 
 
 static void rig_drop(void *arg, int conn) {
     ((struct rig *)arg)->dropped = conn;
+}
+
+static bool rig_ended(void *arg, const char *host, uint64_t pid) {
+    assert_true(host[0] != 0);
+    return ((struct rig *)arg)->ended_pid == pid;
 }
 
 static void rig_disk(void *arg, const struct tsr_disk_job *job) {
@@ -104,7 +110,8 @@ static inline struct rig *rig_open(int world) {
                                         .send = rig_send,
                                         .drop = rig_drop,
                                         .disk = rig_disk,
-                                        .failed = rig_failed};
+                                        .failed = rig_failed,
+                                        .ended = rig_ended};
     tsr_log_level(TSR_LOG_ERROR);
     assert_int_equal(tsr_coord_open(&r->c, &opt, &seam), 0);
     rig_disk_ok(r, TSR_DISK_FIND_NEWEST, 40);

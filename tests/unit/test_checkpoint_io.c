@@ -17,9 +17,9 @@ static struct {
     int short_every;                // every n-th write moves less; 0: never
     int interrupted_every;          // every n-th one is interrupted first
     long fail_at;                   // number of the write that fails for good with ENOSPC; 0: none
-    long n_writes;                  // seen
-    long n_direct, n_direct_bytes;  // that succeeded
-    long n_unaligned;               // direct ones that no disk would take
+    _Atomic long n_writes;          // seen
+    _Atomic long n_direct, n_direct_bytes; // that succeeded
+    _Atomic long n_unaligned;              // direct ones that no disk would take
 } kernel;
 
 static void reset_kernel(void) {

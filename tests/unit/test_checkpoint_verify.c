@@ -281,6 +281,20 @@ static void test_wrong_moments(void **state) {
     expect_no_moments("is there twice");
 }
 
+static void test_verify_quick(void **state) {
+    (void)state;
+    expect_ok(tsr_checkpoint_verify_quick(dir));
+    poke(in_checkpoint(&x, "state.json"), 3, 0x55);
+    expect_ok(tsr_checkpoint_verify_quick(dir)); // contents are not read
+    expect_refused("state.json");
+    assert_int_equal(truncate(in_checkpoint(&x, "state.json"), 3), 0);
+    expect_error(tsr_checkpoint_verify_quick(dir), TSR_EMODEL, "state.json");
+    assert_int_equal(unlink(in_checkpoint(&x, "state.json")), 0);
+    expect_error(tsr_checkpoint_verify_quick(dir), TSR_EMODEL, "state.json");
+    poke(in_checkpoint(&x, "manifest.json"), 30, 0x55);
+    expect_error(tsr_checkpoint_verify_quick(dir), TSR_EMODEL, "manifest.json");
+}
+
 #define WITH(test) cmocka_unit_test_setup_teardown(test, start, finish)
 
 int main(void) {
@@ -294,6 +308,7 @@ int main(void) {
         WITH(test_wrong_sizes),
         WITH(test_forged_manifests),
         WITH(test_wrong_moments),
+        WITH(test_verify_quick),
     };
     return cmocka_run_group_tests_name("checkpoint_verify", tests, NULL, NULL);
 }

@@ -154,6 +154,23 @@ static void test_connection_ends(void **state) {
     rig_close(r);
 }
 
+// Who is known to be dead isn't waited for; one that isn't, is.
+static void test_process_ends(void **state) {
+    (void)state;
+    struct rig *r = rig_open(3);
+    rig_all_join(r);
+    r->ended_pid = 5001;
+    tsr_coord_closed(r->c, RIG_CONN + 2);
+    rig_pass(r, 0.2, 3, 0, TSR_PHASE_LOAD, 0);
+    assert_int_equal(r->n_failed, 0);
+    r->ended_pid = 5002;
+    rig_pass(r, 0.1, 3, 0, TSR_PHASE_LOAD, 0);
+    assert_int_equal(r->n_failed, 1);
+    assert_int_equal(r->culprit, 2);
+    assert_string_equal(r->cause, "its process ended");
+    rig_close(r);
+}
+
 static void test_comes_back(void **state) {
     (void)state;
     struct rig *r = rig_open(2);
@@ -281,12 +298,13 @@ static void test_stop_at_once(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_join),        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_duplicate),   cmocka_unit_test(test_order),
-        cmocka_unit_test(test_silence),     cmocka_unit_test(test_connection_ends),
-        cmocka_unit_test(test_comes_back),  cmocka_unit_test(test_bye),
-        cmocka_unit_test(test_never_joins), cmocka_unit_test(test_own_pause),
-        cmocka_unit_test(test_watchers),    cmocka_unit_test(test_stop_at_once),
+        cmocka_unit_test(test_join),         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_duplicate),    cmocka_unit_test(test_order),
+        cmocka_unit_test(test_silence),      cmocka_unit_test(test_connection_ends),
+        cmocka_unit_test(test_comes_back),   cmocka_unit_test(test_bye),
+        cmocka_unit_test(test_never_joins),  cmocka_unit_test(test_own_pause),
+        cmocka_unit_test(test_watchers),     cmocka_unit_test(test_stop_at_once),
+        cmocka_unit_test(test_process_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -160,6 +160,8 @@ static void test_here(void **state) {
     assert_true(tsr_host_is_here(own));
     assert_true(tsr_host_is_here("localhost"));
     assert_true(tsr_host_is_here("127.0.0.1"));
+    assert_true(tsr_host_is_here("127.3.2.1"));
+    assert_false(tsr_host_is_here("192.0.2.1")); // RFC 5737: nobody's
     assert_false(tsr_host_is_here("10.77.0.2"));
     own[strcspn(own, ".")] = 0;
     assert_true(tsr_host_is_here(own));

@@ -279,14 +279,24 @@ static void test_waiting_is_seen(void **state) {
     assert_int_equal(tsr_saver_committed(saver), 10);
 }
 
+// Closing lets the save in flight come to its end.
+static void test_close_in_flight(void **state) {
+    (void)state;
+    fill(1.0f);
+    set_hold(true);
+    expect_ok(save(10, false));
+    set_hold(false);
+    tsr_saver_close(saver);
+    saver = NULL;
+    check_saved(10, 1.0f);
+}
+
 #define WITH(test) cmocka_unit_test_setup_teardown(test, start, finish)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH(test_training_goes_on),
-        WITH(test_same_bytes_either_way),
-        WITH(test_failure),
-        WITH(test_waiting_is_seen),
+        WITH(test_training_goes_on), WITH(test_same_bytes_either_way), WITH(test_failure),
+        WITH(test_waiting_is_seen),  WITH(test_close_in_flight),
     };
     return cmocka_run_group_tests_name("saver", tests, NULL, NULL);
 }

@@ -282,7 +282,7 @@ static void test_only_one(void **state) {
     pid_t pid = start("sleep=100", NULL, 1);
     wait_for_start();
     rename(scratch("err"), scratch("err-first"));
-    struct outcome o = finish(start("exit=0", NULL, 1), began);
+    struct outcome o = finish(start("sleep=100", NULL, 1), began); // read by both
     assert_int_equal(o.code, 2);
     assert_says(&o, "is being trained already, by process ");
     forget(&o);
