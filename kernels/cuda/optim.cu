@@ -1,0 +1,189 @@
+// Sums and updates over gradients and weights: adds, the tree over buffers, sums of squares, AdamW.
+// Twin: kernels/cpu/isa/optim.c; adds, tree and AdamW give its bits. Sums of squares, in double,
+// have an order of their own, fixed by the block's shape alone: they differ from the CPU's by the
+// rounding of doubles.
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/math.cuh"
+
+enum { SUM_THREADS = 512 };
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    add_kernel(T *out, const T *a, const T *b, int64_t n, bool wide) {
+    int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * chunk<T>::N;
+    if (at >= n)
+        return;
+    chunk<T> x = load_chunk(a + at, n - at, wide), y = load_chunk(b + at, n - at, wide);
+    for (int i = 0; i < chunk<T>::N; i++)
+        x.v[i] = x.v[i] + y.v[i];
+    store_chunk(out + at, n - at, wide, x);
+}
+
+__global__ void __launch_bounds__(256)
+    tree_add_kernel(float *out, const float *const *in, int n_in, int64_t n) {
+    int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= n)
+        return;
+    sum_tree tree;
+    for (int k = 0; k < n_in; k++)
+        tree.leaf((unsigned)k, in[k][at]);
+    out[at] = tree.root();
+}
+
+// Thread t takes columns t, t + 512, ... of every row in order; then threads meet in a tree.
+__global__ void __launch_bounds__(SUM_THREADS)
+    sumsq_kernel(double *sums, const float *g, ptrdiff_t ld, const int64_t *bounds, int64_t cols) {
+    shared_cursor cursor;
+    smem<double> of_half = cursor.take<double>(SUM_THREADS / 16);
+    double s = 0.0;
+    for (int64_t i = bounds[blockIdx.x]; i < bounds[blockIdx.x + 1]; i++) {
+        UNROLL(4)
+        for (int64_t j = threadIdx.x; j < cols; j += SUM_THREADS) {
+            double x = (double)g[i * ld + j];
+            s = fma(x, x, s);
+        }
+    }
+    s = sum16(s);
+    if (threadIdx.x % 16 == 0)
+        of_half[threadIdx.x / 16] = s;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        s = of_half[threadIdx.x];
+        s = s + shfl_xor(s, 16);
+        s = sum16(s);
+        if (threadIdx.x == 0)
+            sums[blockIdx.x] = s;
+    }
+}
+
+template <class T> struct adamw_args {
+    float beta1, beta2, rest1, rest2, eps, scale, decay, step, unbias;
+    float *w, *m, *v; // m and v contiguous
+    const float *g;
+    T *w16; // like w, or NULL
+    ptrdiff_t ldw, ldg;
+    int64_t rows, cols, per_row; // per_row: chunks
+    struct tsr_rng_key key;
+    int64_t first;
+    bool stochastic, wide;
+};
+
+// x rounded to bf16 with the probability of either neighbour given by what is cut off; `draw`
+// gives 16 random bits. Infinity and NaN are kept.
+DEVICE float round_by_draw(float x, uint32_t draw) {
+    uint32_t u = __float_as_uint(x);
+    if ((u & 0x7f800000u) == 0x7f800000u)
+        return x;
+    return __uint_as_float((u + (draw & 0xffffu)) & 0xffff0000u);
+}
+
+// With s = grad_scale, t = lr / bias1:
+//   m = beta1 m + rest1 g s;  v = beta2 v + rest2 (g s)^2
+//   w = w - lr weight_decay w - t m / (sqrt(v) / bias2_sqrt + eps)
+template <class T> __global__ void __launch_bounds__(256) adamw_kernel(adamw_args<T> q) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int64_t row = i / q.per_row, col = i % q.per_row * 4, left = q.cols - col;
+    if (row >= q.rows)
+        return;
+    int64_t at = row * q.cols + col;
+    chunk<float> w = load_chunk(q.w + row * q.ldw + col, left, q.wide);
+    chunk<float> g = load_chunk(q.g + row * q.ldg + col, left, q.wide);
+    chunk<float> m = load_chunk(q.m + at, left, q.wide), v = load_chunk(q.v + at, left, q.wide);
+    for (int k = 0; k < 4; k++) {
+        float gk = g.v[k] * q.scale;
+        m.v[k] = fmaf(q.beta1, m.v[k], q.rest1 * gk);
+        v.v[k] = fmaf(q.beta2, v.v[k], q.rest2 * (gk * gk));
+        float update = m.v[k] / fmaf(sqrtf(v.v[k]), q.unbias, q.eps);
+        w.v[k] = fmaf(-q.step, update, fmaf(-q.decay, w.v[k], w.v[k]));
+    }
+    store_chunk(q.m + at, left, q.wide, m);
+    store_chunk(q.v + at, left, q.wide, v);
+    store_chunk(q.w + row * q.ldw + col, left, q.wide, w);
+    if (q.w16 == nullptr)
+        return;
+    int64_t e = q.first + row * q.ldw + col;
+    for (int k = 0; k < 4; k++) {
+        if (k >= left)
+            break;
+        float x = w.v[k];
+        if (q.stochastic) {
+            uint64_t counter = (uint64_t)(e + k) / 4;
+            uint4 draw = philox(q.key, (uint32_t)counter, (uint32_t)(counter >> 32), 0, 0);
+            x = round_by_draw(x, word_of(draw, (int)((e + k) % 4)));
+        }
+        q.w16[row * q.ldw + col + k] = from_float<T>(x);
+    }
+}
+
+int tsr_cuda_add(void *stream, enum tsr_dtype dtype, void *out, const void *a, const void *b,
+                 size_t n) {
+    if (n == 0)
+        return 0;
+    TSR_WITH_TYPE(dtype, T, {
+        bool wide = aligned16((T *)out) && aligned16((const T *)a) && aligned16((const T *)b);
+        return launch_kernel("add", add_kernel<T>, dim3(blocks_for((int64_t)n, 256 * chunk<T>::N)),
+                             256, 0, stream, (T *)out, (const T *)a, (const T *)b, (int64_t)n,
+                             wide);
+    })
+}
+
+int tsr_cuda_tree_add(void *stream, float *out, const float *const *in, int n_in, size_t n) {
+    if (n == 0)
+        return 0;
+    return launch_kernel("tree_add", tree_add_kernel, dim3(blocks_for((int64_t)n, 256)), 256, 0,
+                         stream, out, in, n_in, (int64_t)n);
+}
+
+int tsr_cuda_sumsq(void *stream, double *sums, const float *g, ptrdiff_t ld, const int64_t *bounds,
+                   int n_blocks, int64_t cols) {
+    if (n_blocks == 0)
+        return 0;
+    return launch_kernel("sumsq", sumsq_kernel, dim3((unsigned)n_blocks), SUM_THREADS,
+                         SUM_THREADS / 16 * sizeof(double), stream, sums, g, ld, bounds, cols);
+}
+
+int tsr_cuda_adamw(void *stream, const struct tsr_adamw *p, float *w, ptrdiff_t ldw, float *m,
+                   float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
+                   enum tsr_dtype dtype, void *w16, const struct tsr_rng_key *rounding,
+                   int64_t first) {
+    if (rounding != nullptr && dtype != TSR_DT_BF16)
+        return tsr_fail(TSR_EUSAGE, "device: stochastic rounding is for bf16 weights");
+    if (rows == 0 || cols == 0)
+        return 0;
+    if (ldw == cols && ldg == cols) { // one long row
+        cols *= rows;
+        ldw = ldg = cols;
+        rows = 1;
+    }
+    TSR_WITH_TYPE(dtype, T, {
+        adamw_args<T> q = {};
+        q.beta1 = p->beta1;
+        q.beta2 = p->beta2;
+        q.rest1 = p->rest1;
+        q.rest2 = p->rest2;
+        q.eps = p->eps;
+        q.scale = p->grad_scale;
+        q.decay = p->lr * p->weight_decay;
+        q.step = p->lr / p->bias1;
+        q.unbias = 1.0f / p->bias2_sqrt;
+        q.w = w;
+        q.m = m;
+        q.v = v;
+        q.g = g;
+        q.w16 = (T *)w16;
+        q.ldw = ldw;
+        q.ldg = ldg;
+        q.rows = rows;
+        q.cols = cols;
+        q.per_row = (cols + 3) / 4;
+        q.stochastic = rounding != nullptr;
+        if (q.stochastic)
+            q.key = *rounding;
+        q.first = first;
+        q.wide = aligned16(w, ldw) && aligned16(g, ldg) && aligned16(m, cols) && aligned16(v);
+        if (rows == 1)
+            q.wide = aligned16(w) && aligned16(g) && aligned16(m) && aligned16(v);
+        return launch_kernel("adamw", adamw_kernel<T>, dim3(blocks_for(rows * q.per_row, 256)), 256,
+                             0, stream, q);
+    })
+}
