@@ -55,7 +55,7 @@ static int host_one(struct tsr_attachment *a, const struct tsr_job *j, struct in
                  .heartbeat_s = (double)r->supervise.heartbeat_ms * 1e-3,
                  .lost_s = (double)r->supervise.lost_ms * 1e-3,
                  .keep = r->checkpoint.keep},
-        .host = one_host ? NULL : j->comm.host,
+        .host = one_host ? NULL : "0.0.0.0", // its own name may be a loopback address to it
         .metrics_port = port ? (int)port : TSR_METRICS_NONE};
     TSR_TRY(tsr_coordinator_thread_open(&a->coordinator, &opt, &address));
     tsr_address_text(in->address, address.host, address.port);
