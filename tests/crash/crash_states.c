@@ -233,7 +233,7 @@ int main(int argc, char **argv) {
     if (forget) {
         rc = forget_each(&x);
     } else {
-        x.sample_every = count_states(&x) / (3 * least);
+        x.sample_every = count_states(&x) / (8 * least);
         x.sample_every = x.sample_every < 1 ? 1 : x.sample_every;
         check_all(&x);
         rc = judge(&x, least, began);
