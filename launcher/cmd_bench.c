@@ -9,6 +9,7 @@
 #include "dist/memory.h"
 #include "launcher/commands.h"
 #include "launcher/job.h"
+#include "launcher/machine.h"
 #include "launcher/options.h"
 #include "launcher/random_tokens.h"
 
@@ -68,15 +69,8 @@ static double process_age(void) {
 // The most memory that this process ever held, in bytes. Not getrusage's figure, which a process
 // inherits from the one that started it.
 static double peak_rss(void) {
-    char line[256];
-    double kib = 0.0;
-    FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (strncmp(line, "VmHWM:", 6) == 0)
-            kib = strtod(line + 6, NULL);
-    if (f)
-        fclose(f);
-    return kib * 1024.0;
+    int64_t kib = tsr_machine_value("/proc/self/status", "VmHWM");
+    return kib < 0 ? 0.0 : (double)kib * 1024.0;
 }
 
 static int by_size(const void *a, const void *b) {

@@ -104,47 +104,15 @@ bool tsr_ckpt_trained_by(const char *dir, struct tsr_layout3 *layout) {
 
 // ---- the command
 
-static const struct {
-    const char *name, *about;
-    int (*run)(int argc, char **argv);
-} parts[] = {
+static const struct tsr_part parts[] = {
     {"ls", "the checkpoints of a run", tsr_ckpt_ls},
     {"verify", "read a checkpoint, or all of a run, and compare each byte with its digests",
      tsr_ckpt_verify},
     {"diff", "compare two checkpoints: configuration, state, every tensor", tsr_ckpt_diff},
     {"reshard", "what each rank of another layout would read", tsr_ckpt_reshard},
 };
-enum { N_PARTS = sizeof parts / sizeof *parts };
-
-static void help(void) {
-    printf("usage: tessera ckpt ls|verify|diff|reshard …\n\n"
-           "Looks at checkpoints and changes nothing.\n\n");
-    for (int i = 0; i < N_PARTS; i++)
-        printf("  %-8s %s\n", parts[i].name, parts[i].about);
-    printf("\n`tessera ckpt ls --help` and so on have the details.\n");
-}
-
-static int unknown(const char *name) {
-    const char *known[N_PARTS];
-    for (int i = 0; i < N_PARTS; i++)
-        known[i] = parts[i].name;
-    const char *near = tsr_nearest(name, known, N_PARTS);
-    return tsr_fail(TSR_EUSAGE, "expected ls, verify, diff or reshard, found \"%s\"%s%s%s", name,
-                    near ? "; the nearest is \"" : "", near ? near : "", near ? "\"" : "");
-}
 
 int tsr_cmd_ckpt(int argc, char **argv) {
-    if (argc < 2) {
-        tsr_fail(TSR_EUSAGE, "expected ls, verify, diff or reshard");
-        return tsr_report("tessera ckpt", TSR_EUSAGE);
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        help();
-        return 0;
-    }
-    int part = 0;
-    while (part < N_PARTS && strcmp(argv[1], parts[part].name) != 0)
-        part++;
-    int rc = part < N_PARTS ? parts[part].run(argc - 1, argv + 1) : unknown(argv[1]);
-    return tsr_report("tessera ckpt", rc);
+    return tsr_parts_run("tessera ckpt", "Looks at checkpoints and changes nothing.", parts,
+                         sizeof parts / sizeof *parts, argc, argv);
 }

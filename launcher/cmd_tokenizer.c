@@ -205,45 +205,14 @@ static int run_decode(int argc, char **argv) {
     return decode_file(args[0], n_args > 1 ? args[1] : NULL, skip_special);
 }
 
-static const struct {
-    const char *name, *about;
-    int (*run)(int argc, char **argv);
-} parts[] = {
+static const struct tsr_part parts[] = {
     {"train", "learn a byte-level BPE tokenizer from text", run_train},
     {"encode", "text to token ids", run_encode},
     {"decode", "token ids to text", run_decode},
 };
-enum { N_PARTS = sizeof parts / sizeof *parts };
-
-static void help(void) {
-    printf("usage: tessera tokenizer train|encode|decode …\n\n"
-           "Byte-level BPE tokenizers in Hugging Face's tokenizer.json.\n\n");
-    for (int i = 0; i < N_PARTS; i++)
-        printf("  %-8s %s\n", parts[i].name, parts[i].about);
-    printf("\n`tessera tokenizer train --help` and so on have the details.\n");
-}
-
-static int unknown(const char *name) {
-    const char *known[N_PARTS];
-    for (int i = 0; i < N_PARTS; i++)
-        known[i] = parts[i].name;
-    const char *near = tsr_nearest(name, known, N_PARTS);
-    return tsr_fail(TSR_EUSAGE, "expected train, encode or decode, found \"%s\"%s%s%s", name,
-                    near ? "; the nearest is \"" : "", near ? near : "", near ? "\"" : "");
-}
 
 int tsr_cmd_tokenizer(int argc, char **argv) {
-    if (argc < 2) {
-        tsr_fail(TSR_EUSAGE, "expected train, encode or decode");
-        return tsr_report("tessera tokenizer", TSR_EUSAGE);
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        help();
-        return 0;
-    }
-    int part = 0;
-    while (part < N_PARTS && strcmp(argv[1], parts[part].name) != 0)
-        part++;
-    int rc = part < N_PARTS ? parts[part].run(argc - 1, argv + 1) : unknown(argv[1]);
-    return tsr_report("tessera tokenizer", rc);
+    return tsr_parts_run("tessera tokenizer",
+                         "Byte-level BPE tokenizers in Hugging Face's tokenizer.json.", parts,
+                         sizeof parts / sizeof *parts, argc, argv);
 }

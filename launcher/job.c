@@ -1,6 +1,5 @@
 #include "launcher/job.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -8,6 +7,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "dist/leaves.h"
+#include "launcher/machine.h"
 #include "launcher/options.h"
 
 int tsr_job_open(struct tsr_job *j, const char *command) {
@@ -22,16 +22,9 @@ int tsr_job_open(struct tsr_job *j, const char *command) {
     return 0;
 }
 
-static int cores(void) {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        return CPU_COUNT(&set);
-    return 1;
-}
-
 int tsr_job_device(struct tsr_job *j, int64_t threads) {
     if (threads == 0)
-        threads = cores() / j->comm.local_size;
+        threads = tsr_machine_cores() / j->comm.local_size;
     const char *isa = getenv("TESSERA_CPU");
     int rc = tsr_cpu_open(&j->ctx, isa, threads < 1 ? 1 : (int)threads);
     if (rc == TSR_EUSAGE && isa)

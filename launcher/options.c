@@ -140,3 +140,50 @@ int tsr_report(const char *command, int rc) {
 int tsr_report_once(const char *command, int rc) {
     return tsr_comm_env_rank() == 0 ? tsr_report(command, rc) : tsr_exit_code(rc);
 }
+
+enum { MAX_PARTS = 16, MAX_LIST = 200 };
+
+// "ls, verify or diff"; with '|' between them for the usage line.
+static void list_parts(char out[static MAX_LIST], const struct tsr_part *parts, int n, bool usage) {
+    int at = 0;
+    for (int i = 0; i < n && at < MAX_LIST; i++) {
+        const char *between = usage ? "|" : i + 1 < n ? ", " : " or ";
+        at += snprintf(out + at, (size_t)(MAX_LIST - at), "%s%s", i ? between : "", parts[i].name);
+    }
+}
+
+static void print_parts(const char *command, const char *about, const struct tsr_part *parts,
+                        int n) {
+    char list[MAX_LIST];
+    list_parts(list, parts, n, true);
+    printf("usage: %s %s …\n\n%s\n\n", command, list, about);
+    for (int i = 0; i < n; i++)
+        printf("  %-8s %s\n", parts[i].name, parts[i].about);
+    printf("\n`%s %s --help` and so on have the details.\n", command, parts[0].name);
+}
+
+static int unknown_part(const char *name, const char *list, const struct tsr_part *parts, int n) {
+    const char *known[MAX_PARTS];
+    for (int i = 0; i < n; i++)
+        known[i] = parts[i].name;
+    const char *near = tsr_nearest(name, known, n);
+    return tsr_fail(TSR_EUSAGE, "expected %s, found \"%s\"%s%s%s", list, name,
+                    near ? "; the nearest is \"" : "", near ? near : "", near ? "\"" : "");
+}
+
+int tsr_parts_run(const char *command, const char *about, const struct tsr_part *parts, int n_parts,
+                  int argc, char **argv) {
+    char list[MAX_LIST];
+    TSR_ASSERT(n_parts <= MAX_PARTS);
+    list_parts(list, parts, n_parts, false);
+    if (argc < 2)
+        return tsr_report(command, tsr_fail(TSR_EUSAGE, "expected %s", list));
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_parts(command, about, parts, n_parts);
+        return 0;
+    }
+    for (int i = 0; i < n_parts; i++)
+        if (strcmp(argv[1], parts[i].name) == 0)
+            return tsr_report(command, parts[i].run(argc - 1, argv + 1));
+    return tsr_report(command, unknown_part(argv[1], list, parts, n_parts));
+}

@@ -31,6 +31,16 @@ struct tsr_command_line {
 int tsr_options_parse(const struct tsr_command_line *cl, int argc, char **argv, const char **args,
                       int *n_args);
 
+struct tsr_part {
+    const char *name, *about;
+    int (*run)(int argc, char **argv); // takes its own name as argv[0]; 0 or a negative code
+};
+
+// A command of several parts ("tessera ckpt", "Looks at …"): runs the one that argv[1] names, or
+// prints help, and reports. Returns the exit code; an unknown part names the nearest known one.
+int tsr_parts_run(const char *command, const char *about, const struct tsr_part *parts, int n_parts,
+                  int argc, char **argv);
+
 // Prints "tessera COMMAND: error: TEXT", for each line of the text when it has several, and returns
 // the exit code of `rc`.
 int tsr_report(const char *command, int rc);

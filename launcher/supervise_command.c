@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/error.h"
+#include "launcher/child.h"
 #include "launcher/supervise_policy.h"
 
 extern char **environ;
@@ -128,10 +129,8 @@ int tsr_command_ranks(const struct tsr_rank_command *c, struct tsr_strings *argv
     TSR_TRY(tsr_strings_add(env, "TESSERA_COORDINATOR=%s", c->coordinator));
     TSR_TRY(tsr_strings_add(env, "TESSERA_EPOCH=%" PRIu64, c->epoch));
     TSR_TRY(tsr_strings_add(env, "TESSERA_RUN=%s", c->token));
-    if (!direct && getuid() == 0) {
-        TSR_TRY(tsr_strings_add(env, "OMPI_ALLOW_RUN_AS_ROOT=1"));
-        TSR_TRY(tsr_strings_add(env, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"));
-    }
+    for (const char *const *v = tsr_mpirun_env(); !direct && *v; v++)
+        TSR_TRY(tsr_strings_add(env, "%s", *v));
     // On this host only: daemons elsewhere don't inherit it.
     if (c->scratch && !tsr_hosts_are_here(c->hosts))
         TSR_TRY(tsr_strings_add(env, "TMPDIR=%s", c->scratch));
