@@ -80,8 +80,9 @@ static int row_parallel(struct tsr_net *net, const struct tsr_batch *b, struct t
     TSR_TRY(tsr_row_linear(net, w->part, in, b->n, weight, cut, NULL, NULL));
     TSR_TRY(tsr_tp_sum(net, b, w->part, w->staged));
     int c = (int)net->m->hidden;
-    return net->ctx->ops->bias_dropout_add(net->ctx, out, residual, w->part, bias ? bias->w : NULL,
-                                           &drop, b->local_segs, b->n_local_segs, c, c, 0);
+    return net->ctx->ops->bias_dropout_add(net->ctx, out, residual, w->part, false,
+                                           bias ? bias->w : NULL, &drop, b->local_segs,
+                                           b->n_local_segs, c, c, 0);
 }
 
 // out (Nl, C) = residual + attention(in), in and residual (Nl, C).
@@ -118,8 +119,8 @@ static int activate(struct tsr_net *net, int layer, const struct tsr_batch *b, s
         dropout_of(net, net->opt.dropout.ffn, TSR_RNG_DROP_FFN, layer, training);
     if (drop.p == 0.0f)
         return 0;
-    return ops->bias_dropout_add(net->ctx, a->a, NULL, a->a, NULL, &drop, b->whole_segs, b->n_seqs,
-                                 f, f, net->f.lo);
+    return ops->bias_dropout_add(net->ctx, a->a, NULL, a->a, false, NULL, &drop, b->whole_segs,
+                                 b->n_seqs, f, f, net->f.lo);
 }
 
 // out (Nl, C) = residual + ffn(in).
@@ -238,10 +239,10 @@ static int attention_core_backward(struct tsr_net *net, int layer, const struct 
     TSR_TRY(ops->attention_bwd(net->ctx, &attn, net->slots, net->n_slots, w->dq, w->slot_k,
                                w->slot_v, w->part, a->o, a->lse, a->q, a->k, a->v));
     if (w->slot_k != w->dk) {
-        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dk, w->slot_k, net->slots, net->n_slots, net->Vl, nkv,
-                                 b->n, D));
-        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dv, w->slot_v, net->slots, net->n_slots, net->Vl, nkv,
-                                 b->n, D));
+        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dk, false, w->slot_k, net->slots, net->n_slots,
+                                 net->Vl, nkv, b->n, D));
+        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dv, false, w->slot_v, net->slots, net->n_slots,
+                                 net->Vl, nkv, b->n, D));
     }
     if (net->n_shared_kv > 0)
         TSR_TRY(sum_shared_kv(net, b, w));

@@ -18,7 +18,8 @@ struct tsr_comm;
 struct tsr_group {
     const char *name; // "tp", "pp", "dp", "world"
     int rank, size;
-    void *impl;
+    void *impl;   // of the host's transport
+    void *device; // of the devices' transport, or NULL
 };
 
 // A message under way.
@@ -84,10 +85,17 @@ struct tsr_comm_ops {
     int (*recv)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf, size_t n_bytes,
                 int from, int tag, struct tsr_request *r);
     int (*wait)(struct tsr_ctx *, struct tsr_comm *, struct tsr_request *r);
+
+    // Asks the transport whether it has noticed that a peer failed; then all waits in it are ended
+    // and TSR_EPEER is returned. Any thread. NULL: it has nothing to ask.
+    int (*poll)(struct tsr_comm *);
 };
 
 struct tsr_comm {
-    const struct tsr_comm_ops *ops;
+    const struct tsr_comm_ops *ops; // between the devices: buffers of ctx->ops->alloc
+    // Between this process's own memory and the others': control data. The same table where the
+    // device is the CPU.
+    const struct tsr_comm_ops *control;
     int rank, world;
     int local_rank, local_size; // on this host
     char host[256];

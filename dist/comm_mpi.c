@@ -360,7 +360,7 @@ int tsr_comm_open_mpi(struct tsr_comm *c, int *argc, char ***argv, struct tsr_pr
     c->impl = m;
     int rc = init_mpi(c, argc, argv);
     if (rc == 0) {
-        c->ops = &mpi_ops;
+        c->ops = c->control = &mpi_ops;
         rc = find_place(c);
     }
     if (rc == 0)

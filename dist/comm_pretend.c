@@ -154,7 +154,7 @@ static const struct tsr_comm_ops pretend_ops = {
 int tsr_comm_open_pretend(struct tsr_comm *c, int world, int rank, int ranks_per_host) {
     TSR_ASSERT(world >= 1 && rank >= 0 && rank < world && ranks_per_host >= 1);
     TSR_TRY(tsr_comm_init(c, NULL));
-    c->ops = &pretend_ops;
+    c->ops = c->control = &pretend_ops;
     c->pretend = true;
     c->rank = rank;
     c->world = world;

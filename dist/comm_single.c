@@ -126,6 +126,6 @@ static const struct tsr_comm_ops single_ops = {
 
 int tsr_comm_open_single(struct tsr_comm *c, struct tsr_progress *p) {
     TSR_TRY(tsr_comm_init(c, p));
-    c->ops = &single_ops;
+    c->ops = c->control = &single_ops;
     return single_group_open(c, &c->world_group, "world", (const int[]){0}, 1, TSR_TRAFFIC_OTHER);
 }

@@ -19,7 +19,7 @@ int tsr_embed_forward(struct tsr_net *net, const struct tsr_batch *b, struct tsr
     TSR_TRY(tsr_tp_sum(net, b, w->part, w->staged));
     if (net->pos_embed)
         TSR_TRY(ops->position(net->ctx, w->part, b->pos_local, net->pos_embed->w, b->n_local, c));
-    return ops->bias_dropout_add(net->ctx, x, NULL, w->part, NULL, &drop, b->local_segs,
+    return ops->bias_dropout_add(net->ctx, x, NULL, w->part, false, NULL, &drop, b->local_segs,
                                  b->n_local_segs, c, c, 0);
 }
 

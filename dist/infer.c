@@ -199,8 +199,8 @@ int tsr_infer_next(struct tsr_infer *g, const int32_t *tokens, int n, int positi
         *next = tsr_sample(s, g->logits, net->m->vocab, (uint64_t)(position + n), g->scratch);
     }
     int root = tsr_mesh_rank(&net->mesh, 0, net->mesh.pp - 1, 0);
-    return net->comm->ops->broadcast(net->ctx, net->comm, &net->comm->world_group, next,
-                                     sizeof *next, root);
+    return net->comm->control->broadcast(net->ctx, net->comm, &net->comm->world_group, next,
+                                         sizeof *next, root);
 }
 
 int tsr_infer_loss(struct tsr_infer *g, const int32_t *tokens, const int32_t *targets, int n,
@@ -220,6 +220,6 @@ int tsr_infer_loss(struct tsr_infer *g, const int32_t *tokens, const int32_t *ta
             *sum += (double)g->state.host_loss[i];
     }
     int root = tsr_mesh_rank(&net->mesh, 0, net->mesh.pp - 1, 0);
-    return net->comm->ops->broadcast(net->ctx, net->comm, &net->comm->world_group, sum, sizeof *sum,
-                                     root);
+    return net->comm->control->broadcast(net->ctx, net->comm, &net->comm->world_group, sum,
+                                         sizeof *sum, root);
 }

@@ -24,7 +24,7 @@ static int exchange(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_leaves *
     for (int r = 0; rc == 0 && r < c->world; r++)
         counts[r] = sizeof *sizes;
     if (rc == 0)
-        rc = c->ops->all_gather(ctx, c, &c->world_group, sizes, &mine, counts);
+        rc = c->control->all_gather(ctx, c, &c->world_group, sizes, &mine, counts);
     for (int r = 0; rc == 0 && r < c->world; r++) {
         counts[r] = (size_t)sizes[r];
         all += counts[r];
@@ -33,7 +33,7 @@ static int exchange(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_leaves *
     if (rc == 0 && !v)
         rc = tsr_fail(TSR_ENOMEM, "no memory for the sums of a step");
     if (rc == 0)
-        rc = c->ops->all_gather(ctx, c, &c->world_group, v, l->v, counts);
+        rc = c->control->all_gather(ctx, c, &c->world_group, v, l->v, counts);
     free(sizes);
     free(counts);
     if (rc < 0) {
@@ -66,11 +66,11 @@ int tsr_agree(struct tsr_ctx *ctx, struct tsr_comm *c, int rc) {
         return rc;
     }
     float worst = (float)-rc;
-    TSR_TRY(c->ops->all_reduce_max(ctx, c, &c->world_group, &worst, 1));
+    TSR_TRY(c->control->all_reduce_max(ctx, c, &c->world_group, &worst, 1));
     if (worst == 0.0f)
         return 0;
     float first = (float)-rc == worst ? (float)(c->world - c->rank) : 0.0f;
-    TSR_TRY(c->ops->all_reduce_max(ctx, c, &c->world_group, &first, 1));
+    TSR_TRY(c->control->all_reduce_max(ctx, c, &c->world_group, &first, 1));
     int culprit = c->world - (int)first;
     c->culprit = culprit + 1;
     if (culprit == c->rank)

@@ -34,9 +34,9 @@ static int open_and_step(struct tsr_trainer *t, struct tsr_memory *out, const st
     TSR_TRY(tsr_trainer_open(t, run, m, ctx, comm, mesh, no_tokens, (void *)(uintptr_t)run));
     TSR_TRY(tsr_trainer_step(t, &r));
     tsr_memory_of(t, out);
-    out->kernels = tsr_cpu_scratch(ctx);
+    out->kernels = ctx->ops->scratch(ctx);
     out->snapshot = tsr_snapshot_bytes(&t->net);
-    TSR_ASSERT(tsr_memory_slabs(t) == tsr_cpu_allocated(ctx));
+    TSR_ASSERT(tsr_memory_slabs(t) == ctx->ops->allocated(ctx));
     return 0;
 }
 
@@ -54,7 +54,7 @@ int tsr_plan_rank(struct tsr_memory *out, uint64_t sent[TSR_N_TRAFFIC], const st
     if (rc == 0 && sent)
         memcpy(sent, comm.bytes_sent, sizeof comm.bytes_sent);
     tsr_trainer_close(&t);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     return rc;
 }
 

@@ -110,7 +110,7 @@ int tsr_reshard_plan(struct tsr_reshard_rank *out, const char *dir, const struct
         tsr_net_close(&net);
         tsr_comm_close(&comm);
     }
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     return rc;
 }
 

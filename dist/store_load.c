@@ -155,7 +155,7 @@ int tsr_store_find(struct tsr_net *net, const char *run_dir, char dir[static TSR
         if (c->rank == 0)
             found[0] = tsr_checkpoint_latest(run_dir, below, &found[1], dir);
         TSR_TRY(tsr_agree(net->ctx, c, found[0] < 0 ? (int)found[0] : 0));
-        TSR_TRY(c->ops->broadcast(net->ctx, c, &c->world_group, found, sizeof found, 0));
+        TSR_TRY(c->control->broadcast(net->ctx, c, &c->world_group, found, sizeof found, 0));
         if (found[0] == 0)
             return 0;
         TSR_TRY(tsr_checkpoint_path(dir, run_dir, found[1]));

@@ -136,7 +136,7 @@ static int load_step(struct tsr_trainer *t, int64_t *n_targets) {
     }
     // Masked targets vary: 24-bit halves keep the counts exact in fp32.
     float part[2] = {(float)(n & 0xFFF), (float)(n >> 12)};
-    TSR_TRY(net->comm->ops->all_reduce(net->ctx, net->comm, &net->dp, part, 2));
+    TSR_TRY(net->comm->control->all_reduce(net->ctx, net->comm, &net->dp, part, 2));
     *n_targets = (int64_t)part[0] + ((int64_t)part[1] << 12);
     return 0;
 }

@@ -172,7 +172,7 @@ int tsr_zero_update(struct tsr_net *net, const struct tsr_adamw *hyper) {
             }
             float *w = (float *)p->w + first, *g = tsr_net_grad(net, p, 0) + first;
             TSR_TRY(net->ctx->ops->adamw(net->ctx, &h, w, cols, p->m + at, p->v + at, g, cols, rows,
-                                         cols));
+                                         cols, NULL));
             at += n;
         }
     }

@@ -2,7 +2,8 @@
 //
 // Rules of every entry:
 //   * it takes a context and device pointers, may run asynchronously on ctx->stream, and gives the
-//     host nothing but an error code (0, or TSR_E* with a recorded sentence);
+//     host nothing but an error code (0, or TSR_E* with a recorded sentence); arrays of structs, of
+//     bounds and of pointers are the host's, and are read before the call returns;
 //   * tensors are row-major and contiguous unless a leading dimension `ld*` is named; their
 //     elements have type ctx->dtype (tsr_elem); statistics are fp32;
 //   * an output element is a fixed function of the inputs that mathematically enter it
@@ -27,9 +28,11 @@ typedef void tsr_elem; // an element of ctx->dtype
 
 struct tsr_ops;
 
+enum { TSR_PEAK_QUICK = 4, TSR_PEAK_CAREFUL = 64 }; // trials of measure_peak
+
 struct tsr_ctx {
     const struct tsr_ops *ops;
-    void *stream;         // CPU: struct tsr_pool *
+    void *stream;         // the backend's own: a pool of threads, a queue of a device
     enum tsr_dtype dtype; // of activations and weights
 };
 
@@ -61,6 +64,7 @@ struct tsr_gemm {
     enum tsr_gemm_mode mode;
     tsr_elem *c;
     ptrdiff_t ldc;
+    bool c_f32; // C is fp32 whatever ctx->dtype: gradients, sums that ranks join. No epilogue
     const tsr_elem *bias; // (n) or NULL
     tsr_elem *pre;        // (m, n) with leading dimension ldc, or NULL
     bool has_act;
@@ -127,6 +131,8 @@ struct tsr_adamw {
 
 struct tsr_ops {
     const char *name;
+    void (*close)(
+        struct tsr_ctx *); // of the device, which was opened by its backend's own function
 
     // Memory. Zero-filled, aligned to 64 bytes or better. TSR_ENOMEM.
     int (*alloc)(struct tsr_ctx *, size_t n_bytes, void **out);
@@ -138,7 +144,33 @@ struct tsr_ops {
     // rows x cols elements between two leading dimensions
     int (*copy_2d)(struct tsr_ctx *, tsr_elem *dst, ptrdiff_t ldd, const tsr_elem *src,
                    ptrdiff_t lds, int rows, int cols);
+    // dst = src with another element type, to nearest even; rows x cols between two leading
+    // dimensions. F32, BF16 or F16.
+    int (*convert)(struct tsr_ctx *, enum tsr_dtype to, void *dst, ptrdiff_t ldd,
+                   enum tsr_dtype from, const void *src, ptrdiff_t lds, int64_t rows, int64_t cols);
+    // Waits for all that was asked for. A device that doesn't answer by its deadline is
+    // TSR_ETIMEOUT.
     int (*sync)(struct tsr_ctx *);
+    // Makes host memory fit for fast copies to and from the device, until unpin.
+    int (*pin)(struct tsr_ctx *, void *p, size_t n_bytes);
+    void (*unpin)(struct tsr_ctx *, void *p, size_t n_bytes);
+
+    // A sequence of calls kept for doing again without the cost of asking for each: what stands
+    // between record and recorded is done, and kept as *graph. replay does it once more with the
+    // same device pointers and shapes; the host's arrays and to_device's sources are read again
+    // from where they were. NULL where a call costs nothing to ask for.
+    int (*record)(struct tsr_ctx *);
+    int (*recorded)(struct tsr_ctx *, void **graph);
+    int (*replay)(struct tsr_ctx *, void *graph);
+    void (*graph_free)(struct tsr_ctx *, void *graph);
+
+    // Of the device: one line for a person; bytes that alloc handed out and free hasn't taken back;
+    // the measured peak of products of ctx->dtype, all threads, in GFLOP/s: the best of n_trials of
+    // some milliseconds. On a machine that is busy only many trials find it.
+    const char *(*describe)(const struct tsr_ctx *);
+    size_t (*allocated)(const struct tsr_ctx *);
+    size_t (*scratch)(const struct tsr_ctx *); // that operations so far made the backend keep
+    double (*measure_peak)(struct tsr_ctx *, int n_trials);
 
     int (*gemm)(struct tsr_ctx *, const struct tsr_gemm *g);
 
@@ -195,8 +227,9 @@ struct tsr_ops {
                          tsr_elem *dv, const tsr_elem *d_o, const tsr_elem *o, const float *lse,
                          const tsr_elem *q, const tsr_elem *k, const tsr_elem *v);
     // dkv(N, nkv, D) = tree over the slots of each KV head, by piece of n_pieces; absent pieces
-    // are +0 and are added once at the end (x + 0).
-    int (*kv_slot_sum)(struct tsr_ctx *, tsr_elem *dkv, const tsr_elem *slot_values,
+    // are +0 and are added once at the end (x + 0). f32: dkv is fp32 whatever ctx->dtype, because
+    // other ranks have a part of the sum.
+    int (*kv_slot_sum)(struct tsr_ctx *, void *dkv, bool f32, const tsr_elem *slot_values,
                        const struct tsr_kv_slot *slots, int n_slots, int n_pieces, int nkv, int n,
                        int d);
 
@@ -215,11 +248,12 @@ struct tsr_ops {
     // out = residual + drop(y + bias); residual and bias may be NULL, out may be residual or y.
     // The mask of element (row, j) is Philox(key, {(col0 + j) / 4, position, sequence, high
     // sequence})[(col0 + j) % 4] >= threshold; kept elements are divided by 1 - p. rows of x are
-    // those of `segs`. ld is the leading dimension of out, y and residual.
+    // those of `segs`. ld is the leading dimension of out, y and residual. y_f32: y is fp32
+    // whatever ctx->dtype, a sum not rounded yet; then out is not y.
     int (*bias_dropout_add)(struct tsr_ctx *, tsr_elem *out, const tsr_elem *residual,
-                            const tsr_elem *y, const tsr_elem *bias, const struct tsr_dropout *d,
-                            const struct tsr_segment *segs, int n_segs, ptrdiff_t ld, int c,
-                            int64_t col0);
+                            const void *y, bool y_f32, const tsr_elem *bias,
+                            const struct tsr_dropout *d, const struct tsr_segment *segs, int n_segs,
+                            ptrdiff_t ld, int c, int64_t col0);
     // dx = drop'(dy): the same mask and scale; dx may be dy.
     int (*dropout_bwd)(struct tsr_ctx *, tsr_elem *dx, const tsr_elem *dy,
                        const struct tsr_dropout *d, const struct tsr_segment *segs, int n_segs,
@@ -246,12 +280,15 @@ struct tsr_ops {
                      const int32_t *targets, float scale, bool grad, int row0, int n, int v);
 
     // sums[b] = sum of squares, in double with a virtual vector of 16 lanes, of rows
-    // [bounds[b], bounds[b+1]) x cols of g with leading dimension ld.
+    // [bounds[b], bounds[b+1]) x cols of g with leading dimension ld. sums is the device's.
     int (*sumsq)(struct tsr_ctx *, double *sums, const float *g, ptrdiff_t ld,
                  const int64_t *bounds, int n_blocks, int64_t cols);
-    // torch.optim.AdamW's update (Loshchilov and Hutter 2019, Algorithm 2) of rows x cols.
+    // torch.optim.AdamW's update (Loshchilov and Hutter 2019, Algorithm 2) of rows x cols. copy:
+    // NULL, or what the layers compute with, of type ctx->dtype with leading dimension ldw, which
+    // becomes w to nearest even.
     int (*adamw)(struct tsr_ctx *, const struct tsr_adamw *p, float *w, ptrdiff_t ldw, float *m,
-                 float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols);
+                 float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
+                 tsr_elem *copy);
 
     // w(r,c) = std * normal of global element (row0 + r) * global_cols + col0 + c (Box-Muller).
     int (*init_normal)(struct tsr_ctx *, tsr_elem *w, struct tsr_rng_key key, float std,
@@ -265,15 +302,5 @@ int tsr_cpu_open(struct tsr_ctx *ctx, const char *isa, int n_threads);
 // address space only. For finding out what a job will allocate (dist/plan.h). Operations take the
 // scratch that they would need, leave outputs as they are, and return 0.
 int tsr_cpu_open_dry(struct tsr_ctx *ctx, const char *isa, int n_threads);
-void tsr_cpu_close(struct tsr_ctx *ctx);
-// Bytes that `alloc` handed out and `free` has not taken back; bytes of scratch that the
-// operations so far made threads keep.
-size_t tsr_cpu_allocated(const struct tsr_ctx *ctx);
-size_t tsr_cpu_scratch(const struct tsr_ctx *ctx);
-const char *tsr_cpu_isa(const struct tsr_ctx *ctx);
-// Measured peak of fused multiply-adds, all threads, in GFLOP/s: the best of n_trials of some
-// milliseconds. On a machine that is busy only many trials find it.
-enum { TSR_PEAK_QUICK = 4, TSR_PEAK_CAREFUL = 64 };
-double tsr_cpu_measure_peak(struct tsr_ctx *ctx, int n_trials);
 
 #endif

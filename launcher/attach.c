@@ -76,7 +76,7 @@ int tsr_attach(struct tsr_attachment *a, struct tsr_job *j) {
     const char *dir = j->run.run.dir;
     *a = (struct tsr_attachment){.begun = true};
     TSR_TRY(tsr_agree(&j->ctx, c, c->rank == 0 ? introduce(a, j, &in) : 0));
-    TSR_TRY(c->ops->broadcast(&j->ctx, c, &c->world_group, &in, sizeof in, 0));
+    TSR_TRY(c->control->broadcast(&j->ctx, c, &c->world_group, &in, sizeof in, 0));
     int rc = tsr_agree(&j->ctx, c, tsr_probe_find(dir, in.token, PROBE_S));
     if (c->rank == 0)
         rc = rc < 0 ? rc : tsr_probe_remove(dir, in.token);
@@ -101,7 +101,8 @@ void tsr_detach(struct tsr_attachment *a, struct tsr_job *j, int exit_code) {
         return;
     tsr_agent_close(a->agent, exit_code);
     // A rank that is still connected would take its coordinator for dead.
-    j->comm.ops->barrier(&j->ctx, &j->comm, &j->comm.world_group, "the end of all agents", LEAVE_S);
+    j->comm.control->barrier(&j->ctx, &j->comm, &j->comm.world_group, "the end of all agents",
+                             LEAVE_S);
     tsr_coordinator_thread_close(a->coordinator);
     *a = (struct tsr_attachment){0};
 }

@@ -99,7 +99,7 @@ static void measure(struct bench *b, double *mine) {
     const struct tsr_job *j = &b->job;
     const struct tsr_trainer *tr = &b->trainer;
     const struct tsr_times *t = &tr->executor.times;
-    mine[PEAK_FLOPS] = tsr_cpu_measure_peak(&b->job.ctx, TSR_PEAK_CAREFUL) * 1e9;
+    mine[PEAK_FLOPS] = b->job.ctx.ops->measure_peak(&b->job.ctx, TSR_PEAK_CAREFUL) * 1e9;
     mine[PEAK_RSS] = peak_rss();
     mine[FIRST_STEP] = b->first_step_s;
     mine[FORWARD] = t->forward;
@@ -117,9 +117,9 @@ static void measure(struct bench *b, double *mine) {
     measure_blocks(&tr->net, mine);
     struct tsr_memory memory;
     tsr_memory_of(tr, &memory);
-    memory.kernels = tsr_cpu_scratch(&j->ctx);
-    TSR_ASSERT(tsr_memory_slabs(tr) == tsr_cpu_allocated(&j->ctx)); // no purpose is left out
-    mine[ALLOCATED] = (double)tsr_cpu_allocated(&j->ctx);
+    memory.kernels = j->ctx.ops->scratch(&j->ctx);
+    TSR_ASSERT(tsr_memory_slabs(tr) == j->ctx.ops->allocated(&j->ctx)); // no purpose is left out
+    mine[ALLOCATED] = (double)j->ctx.ops->allocated(&j->ctx);
     for (int i = 0; i < TSR_N_MEMORY; i++)
         mine[MEMORY + i] = (double)tsr_memory_get(&memory, i);
 }

@@ -28,8 +28,8 @@ static double peak_of(const char *isa, int threads) {
     struct tsr_ctx ctx;
     if (tsr_cpu_open(&ctx, isa, threads) < 0)
         return -1.0;
-    double gflops = tsr_cpu_measure_peak(&ctx, TSR_PEAK_CAREFUL);
-    tsr_cpu_close(&ctx);
+    double gflops = ctx.ops->measure_peak(&ctx, TSR_PEAK_CAREFUL);
+    ctx.ops->close(&ctx);
     return gflops;
 }
 

@@ -120,8 +120,8 @@ int tsr_job_load_data(struct tsr_job *j) {
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, load_tokenizer(j)));
     int rc = j->comm.rank == 0 ? open_datasets(j, true) : 0;
     // Tokenizing a large text takes as long as it takes; a rank that dies ends the job anyway.
-    TSR_TRY(j->comm.ops->barrier(&j->ctx, &j->comm, &j->comm.world_group, "tokenized data",
-                                 24 * 3600.0));
+    TSR_TRY(j->comm.control->barrier(&j->ctx, &j->comm, &j->comm.world_group, "tokenized data",
+                                     24 * 3600.0));
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, rc));
     return tsr_agree(&j->ctx, &j->comm, open_datasets(j, false));
 }
@@ -142,7 +142,7 @@ static void free_all(struct tsr_job *j) {
     if (j->run_open)
         tsr_run_free(&j->run);
     if (j->ctx_open)
-        tsr_cpu_close(&j->ctx);
+        j->ctx.ops->close(&j->ctx);
     tsr_log_close();
 }
 

@@ -59,7 +59,7 @@ static int measure_peak(struct training *tr) {
     struct tsr_leaves l = {0};
     double *all = NULL;
     TSR_TRY(tsr_leaves_push(&l, tr->job.comm.rank,
-                            tsr_cpu_measure_peak(&tr->job.ctx, TSR_PEAK_QUICK) * 1e9));
+                            tr->job.ctx.ops->measure_peak(&tr->job.ctx, TSR_PEAK_QUICK) * 1e9));
     TSR_TRY(tsr_leaves_gather(&tr->job.ctx, &tr->job.comm, &l, tr->job.comm.world, &all));
     for (int r = 0; r < tr->job.comm.world; r++)
         tr->peak_flops += all[r];
@@ -254,7 +254,7 @@ static int open_reports(struct training *tr) {
     TSR_TRY(tsr_metrics_open(&tr->metrics, j->run.run.dir, tr->trainer.step));
     tsr_info("%s: %.1f M parameters, %d x %d x %d ranks (tp, pp, dp), %s", j->run.run.name,
              (double)tsr_model_n_params(&j->model) * 1e-6, j->mesh.tp, j->mesh.pp, j->mesh.dp,
-             tsr_cpu_isa(&j->ctx));
+             j->ctx.ops->describe(&j->ctx));
     tsr_bar_begin(&tr->bar, "train", "step", (uint64_t)tr->trainer.step,
                   (uint64_t)j->run.train.steps);
     return 0;

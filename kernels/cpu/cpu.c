@@ -81,7 +81,7 @@ void tsr_cpu_close(struct tsr_ctx *ctx) {
     *ctx = (struct tsr_ctx){0};
 }
 
-const char *tsr_cpu_isa(const struct tsr_ctx *ctx) {
+const char *tsr_cpu_describe(const struct tsr_ctx *ctx) {
     return ctx->ops->name;
 }
 

@@ -77,6 +77,18 @@ int tsr_cpu_zero(struct tsr_ctx *ctx, void *p, size_t n_bytes);
 int tsr_cpu_copy(struct tsr_ctx *ctx, void *dst, const void *src, size_t n_bytes);
 int tsr_cpu_copy_2d(struct tsr_ctx *ctx, tsr_elem *dst, ptrdiff_t ldd, const tsr_elem *src,
                     ptrdiff_t lds, int rows, int cols);
+int tsr_cpu_convert(struct tsr_ctx *ctx, enum tsr_dtype to, void *dst, ptrdiff_t ldd,
+                    enum tsr_dtype from, const void *src, ptrdiff_t lds, int64_t rows,
+                    int64_t cols);
 int tsr_cpu_sync(struct tsr_ctx *ctx);
+int tsr_cpu_pin(struct tsr_ctx *ctx, void *p, size_t n_bytes);
+void tsr_cpu_unpin(struct tsr_ctx *ctx, void *p, size_t n_bytes);
+
+// So is what stands in kernels/cpu/cpu.c.
+void tsr_cpu_close(struct tsr_ctx *ctx);
+const char *tsr_cpu_describe(const struct tsr_ctx *ctx);
+size_t tsr_cpu_allocated(const struct tsr_ctx *ctx);
+size_t tsr_cpu_scratch(const struct tsr_ctx *ctx);
+double tsr_cpu_measure_peak(struct tsr_ctx *ctx, int n_trials);
 
 #endif

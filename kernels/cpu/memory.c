@@ -107,7 +107,44 @@ int tsr_cpu_copy_2d(struct tsr_ctx *ctx, tsr_elem *dst, ptrdiff_t ldd, const tsr
     return 0;
 }
 
+// A row from one type to another; what both have in common is fp32.
+static void convert_row(enum tsr_dtype to, char *dst, enum tsr_dtype from, const char *src,
+                        int64_t n) {
+    enum { AT_ONCE = 512 };
+    float buf[AT_ONCE];
+    const size_t to_size = tsr_dtype_size(to), from_size = tsr_dtype_size(from);
+    for (int64_t i = 0; i < n; i += AT_ONCE) {
+        size_t len = (size_t)(n - i < AT_ONCE ? n - i : AT_ONCE);
+        tsr_dtype_to_f32(from, buf, src + (size_t)i * from_size, len);
+        tsr_dtype_from_f32(to, dst + (size_t)i * to_size, buf, len);
+    }
+}
+
+int tsr_cpu_convert(struct tsr_ctx *ctx, enum tsr_dtype to, void *dst, ptrdiff_t ldd,
+                    enum tsr_dtype from, const void *src, ptrdiff_t lds, int64_t rows,
+                    int64_t cols) {
+    const ptrdiff_t to_step = ldd * (ptrdiff_t)tsr_dtype_size(to);
+    const ptrdiff_t from_step = lds * (ptrdiff_t)tsr_dtype_size(from);
+    if (to == from && to == ctx->dtype)
+        return tsr_cpu_copy_2d(ctx, dst, ldd, src, lds, (int)rows, (int)cols);
+    for (int64_t i = 0; i < rows; i++)
+        convert_row(to, (char *)dst + i * to_step, from, (const char *)src + i * from_step, cols);
+    return 0;
+}
+
 int tsr_cpu_sync(struct tsr_ctx *ctx) {
     (void)ctx;
     return 0;
+}
+
+// Host memory is the device's own.
+int tsr_cpu_pin(struct tsr_ctx *ctx, void *p, size_t n_bytes) {
+    (void)ctx;
+    (void)p;
+    (void)n_bytes;
+    return 0;
+}
+
+void tsr_cpu_unpin(struct tsr_ctx *ctx, void *p, size_t n_bytes) {
+    (void)tsr_cpu_pin(ctx, p, n_bytes);
 }

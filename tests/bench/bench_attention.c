@@ -144,7 +144,7 @@ int main(int argc, char **argv) {
         return 3;
     }
     slab.p = mem;
-    double peak = tsr_cpu_measure_peak(&ctx, TSR_PEAK_CAREFUL);
+    double peak = ctx.ops->measure_peak(&ctx, TSR_PEAK_CAREFUL);
     printf("%s, %d threads, peak %.1f GFLOP/s\n", ctx.ops->name, threads, peak);
     train(&ctx, &slab, peak, 4, 256, 12, 12, 64, 0);
     train(&ctx, &slab, peak, 4, 256, 9, 3, 64, 0);
@@ -160,6 +160,6 @@ int main(int argc, char **argv) {
     decode(&ctx, &slab, 8000, 12, 12, 64);
     copy_speed(&ctx, &slab);
     ctx.ops->free(&ctx, mem, SLAB_FLOATS * sizeof(float));
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     return 0;
 }

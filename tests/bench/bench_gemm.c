@@ -105,7 +105,7 @@ static void run_shape(struct tsr_ctx *ctx, const struct shape *s, int reps) {
                          .c = c,
                          .ldc = s->n};
     double best = 1e30, flops = 2.0 * (double)m * (double)n * (double)k;
-    double peak = tsr_cpu_measure_peak(ctx, TSR_PEAK_CAREFUL);
+    double peak = ctx->ops->measure_peak(ctx, TSR_PEAK_CAREFUL);
     int n_runs = (int)(1e9 * reps / flops) + reps;
     for (int r = 0; r < n_runs; r++) {
         double start = seconds();
@@ -114,7 +114,7 @@ static void run_shape(struct tsr_ctx *ctx, const struct shape *s, int reps) {
         double t = seconds() - start;
         best = t < best ? t : best;
     }
-    double again = tsr_cpu_measure_peak(ctx, TSR_PEAK_CAREFUL);
+    double again = ctx->ops->measure_peak(ctx, TSR_PEAK_CAREFUL);
     peak = again > peak ? again : peak;
     double bytes = 4.0 * (double)(m * k + k * n + m * n);
     printf("%-18s %s m=%-5d n=%-5d k=%-5d V=%d %s  %9.3f ms  %7.1f GFLOP/s  %5.1f %% of %.0f"
@@ -147,13 +147,13 @@ int main(int argc, char **argv) {
                 reps < 1 ? "--reps: expected 1 or more" : tsr_error_text());
         return 2;
     }
-    printf("%s, %d threads\n", tsr_cpu_isa(&ctx), threads);
+    printf("%s, %d threads\n", ctx.ops->describe(&ctx), threads);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         char label[64];
         snprintf(label, sizeof label, "%s %s", shapes[i].what, form_names[shapes[i].form]);
         if (strstr(label, filter) != NULL)
             run_shape(&ctx, &shapes[i], reps);
     }
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     return 0;
 }

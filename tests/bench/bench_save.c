@@ -389,7 +389,7 @@ int main(int argc, char **argv) {
     }
     tsr_snapshot_close(b.snapshot);
     tsr_net_close(&b.net);
-    tsr_cpu_close(&b.ctx);
+    b.ctx.ops->close(&b.ctx);
     tsr_model_free(&b.model);
     tsr_comm_close(&b.c);
     return 0;

@@ -80,7 +80,7 @@ static void open_golden(struct golden *g, const char *name) {
 
 static void close_golden(struct golden *g) {
     tsr_trainer_close(&g->t);
-    tsr_cpu_close(&g->ctx);
+    g->ctx.ops->close(&g->ctx);
     tsr_comm_close(&g->comm);
     tsr_model_free(&g->m);
     json_decref(g->curve);

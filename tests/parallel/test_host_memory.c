@@ -78,7 +78,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     int failed = cmocka_run_group_tests_name("host_memory", tests, NULL, NULL);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     tsr_comm_close(&comm);
     return failed;
 }

@@ -78,8 +78,8 @@ template <class T> static void test_dropout(void **) {
                                                       segs.max_length, ld, c, col0),
                                      0);
                     if (full)
-                        cpu.ops->bias_dropout_add(&cpu, out.cpu, res.cpu, y.cpu, bias.cpu, &d, some,
-                                                  2, ld, c, col0);
+                        cpu.ops->bias_dropout_add(&cpu, out.cpu, res.cpu, y.cpu, false, bias.cpu,
+                                                  &d, some, 2, ld, c, col0);
                     else
                         cpu.ops->dropout_bwd(&cpu, out.cpu, y.cpu, &d, some, 2, ld, c, col0);
                     expect_same(out);

@@ -68,7 +68,7 @@ template <class T> static void test_adamw(void **) {
                                         w16.dev, nullptr, 0),
                          0);
         cpu.ops->adamw(&cpu, &step_7, w.cpu, s.cols + s.more_w, m.cpu, v.cpu, g.cpu,
-                       s.cols + s.more_g, s.rows, s.cols);
+                       s.cols + s.more_g, s.rows, s.cols, nullptr);
         expect_same(w);
         expect_same(m);
         expect_same(v);
@@ -118,7 +118,7 @@ template <class T> static void test_slots(void **) {
     both<T> values = random_values<T>(3 * 4 * 20, 1.0f), out = blank<T>(3 * 2 * 20);
     tsr_cuda_kv_slot_sum(nullptr, dtype_of<T>, out.dev, values.dev, copy_array(slot_of, 10), 4, 5,
                          2, 3, 20);
-    cpu.ops->kv_slot_sum(&cpu, out.cpu, values.cpu, slots, 4, 5, 2, 3, 20);
+    cpu.ops->kv_slot_sum(&cpu, out.cpu, false, values.cpu, slots, 4, 5, 2, 3, 20);
     expect_same(out);
 }
 

@@ -93,7 +93,7 @@ inline int open_cpu(void **) {
     return tsr_cpu_open(&cpu, nullptr, 1);
 }
 inline int close_cpu(void **) {
-    tsr_cpu_close(&cpu);
+    cpu.ops->close(&cpu);
     return 0;
 }
 inline int end_arrays(void **) {

@@ -115,7 +115,7 @@ static inline int close_isas(void **state) {
     (void)state;
     for (int i = 0; i < N_TEST_ISAS; i++)
         for (int t = 0; t < MAX_THREADS && test_has[i]; t++)
-            tsr_cpu_close(&test_ctx[i][t]);
+            test_ctx[i][t].ops->close(&test_ctx[i][t]);
     return 0;
 }
 

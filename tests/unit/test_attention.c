@@ -97,7 +97,7 @@ static void agrees_with_the_naive_model(void **state) {
         check_untouched(p);
         problem_free(p);
     }
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 static void is_equal_on_every_isa_and_thread_count(void **state) {
@@ -110,7 +110,7 @@ static void is_equal_on_every_isa_and_thread_count(void **state) {
                 continue;
             p[isa] = problem_new(&shapes[i]);
             forward(&ctx, p[isa]);
-            tsr_cpu_close(&ctx);
+            ctx.ops->close(&ctx);
             assert_same(&p[0]->o, &p[isa]->o);
             assert_same(&p[0]->lse, &p[isa]->lse);
         }
@@ -131,7 +131,7 @@ static void threads_do_not_matter(void **state) {
         assert_true(open_isa(&ctx, NULL, i + 1));
         p[i] = problem_new(&s);
         forward(&ctx, p[i]);
-        tsr_cpu_close(&ctx);
+        ctx.ops->close(&ctx);
         assert_same(&p[0]->o, &p[i]->o);
     }
     for (int i = 0; i < 3; i++)
@@ -200,7 +200,7 @@ static void decode_and_chunks_equal_prefill(void **state) {
         }
         problem_free(whole);
     }
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 // The same segments one by one, and the heads in two shares that cut a group in two.
@@ -237,7 +237,7 @@ static void neighbours_do_not_matter(void **state) {
     assert_same(&whole->lse, &p->lse);
     problem_free(whole);
     problem_free(p);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 // Keys and values that a query doesn't see may be anything.
@@ -269,7 +269,7 @@ static void masked_nan_does_not_leak(void **state) {
         problem_free(p);
     }
     problem_free(clean);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 // Scores of hundreds: e^s alone would overflow; the largest key takes all.
@@ -295,7 +295,7 @@ static void large_scores_stay_finite(void **state) {
         assert_true(fabs((double)p->o.p[(1 + i) * p->a.ldo + 3] - want) <= 2e-3);
     }
     problem_free(p);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 int main(void) {

@@ -120,7 +120,7 @@ static bool run(const char *isa, int threads, const struct bwd_shape *s, struct 
     *g = grads_new(*p, s->n_slots);
     forward(&ctx, *p);
     backward(&ctx, *p, s->slots, s->n_slots, g);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     return true;
 }
 
@@ -318,7 +318,7 @@ static void neighbours_do_not_matter(void **state) {
         }
     }
     assert_same_grads(&whole, &all);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     problem_free(p);
     grads_free(&whole);
     grads_free(&g);
@@ -365,7 +365,7 @@ static void masked_nan_does_not_leak(void **state) {
         problem_free(n);
         grads_free(&g);
     }
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     problem_free(p);
     grads_free(&clean);
 }

@@ -37,7 +37,7 @@ static int start(void **state) {
 static int finish(void **state) {
     (void)state;
     tsr_comm_close(&comm);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     tsr_checkpoint_digests_close(digests);
     close_fixture(&x);
     return 0;

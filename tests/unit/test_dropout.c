@@ -21,21 +21,21 @@ static void run_drop(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     float *x = buf_new(all), *dx = buf_new(all);
     memset(x, 0, all * sizeof *x);
     memset(dx, 0, all * sizeof *dx);
-    assert_int_equal(ctx->ops->bias_dropout_add(ctx, x, res, q->y, b, &q->d, q->segs, q->n_segs,
-                                                q->ld, q->c, q->col0),
+    assert_int_equal(ctx->ops->bias_dropout_add(ctx, x, res, q->y, false, b, &q->d, q->segs,
+                                                q->n_segs, q->ld, q->c, q->col0),
                      0);
     assert_int_equal(
         ctx->ops->dropout_bwd(ctx, dx, q->y, &q->d, q->segs, q->n_segs, q->ld, q->c, q->col0), 0);
     emit(out, x, all);
     emit(out, dx, all);
     float *same = buf_copy(q->y, all); // out may be y; dx may be dy
-    ctx->ops->bias_dropout_add(ctx, same, res, same, b, &q->d, q->segs, q->n_segs, q->ld, q->c,
-                               q->col0);
+    ctx->ops->bias_dropout_add(ctx, same, res, same, false, b, &q->d, q->segs, q->n_segs, q->ld,
+                               q->c, q->col0);
     float *dsame = buf_copy(q->y, all);
     ctx->ops->dropout_bwd(ctx, dsame, dsame, &q->d, q->segs, q->n_segs, q->ld, q->c, q->col0);
     float *on_res = buf_copy(q->res, all); // out may be residual
-    ctx->ops->bias_dropout_add(ctx, on_res, on_res, q->y, b, &q->d, q->segs, q->n_segs, q->ld, q->c,
-                               q->col0);
+    ctx->ops->bias_dropout_add(ctx, on_res, on_res, q->y, false, b, &q->d, q->segs, q->n_segs,
+                               q->ld, q->c, q->col0);
     for (int s = 0; s < q->n_segs; s++)
         for (int t = 0; t < q->segs[s].length; t++) {
             ptrdiff_t row = (q->segs[s].start + t) * q->ld;

@@ -194,7 +194,8 @@ static void check(struct product *p) {
     for (int t = 0; t < n_ctx; t++) {
         char what[160];
         snprintf(what, sizeof what, "%s, context %d: m %d n %d pieces %d segments %d mode %d",
-                 tsr_cpu_isa(&ctxs[t]), t, p->g.m, p->g.n, p->g.n_pieces, p->g.n_segs, p->g.mode);
+                 ctxs[t].ops->describe(&ctxs[t]), t, p->g.m, p->g.n, p->g.n_pieces, p->g.n_segs,
+                 p->g.mode);
         memcpy(p->c.p, start, bytes);
         assert_int_equal(ctxs[t].ops->gemm(&ctxs[t], &p->g), 0);
         assert_same(p->c.p, want, p->n_c, what);
@@ -354,6 +355,6 @@ int main(void) {
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     for (int t = 0; t < n_ctx; t++)
-        tsr_cpu_close(&ctxs[t]);
+        ctxs[t].ops->close(&ctxs[t]);
     return failed;
 }

@@ -138,7 +138,7 @@ static void test_backends_agree(void **state) {
             memcpy(c, p.start, n * sizeof *c);
             p.g.c = c;
             assert_int_equal(ctx.ops->gemm(&ctx, &p.g), 0);
-            tsr_cpu_close(&ctx);
+            ctx.ops->close(&ctx);
             if (first == NULL) {
                 check_samples(&p, first = c);
                 continue;
@@ -198,7 +198,7 @@ static void test_position_invariance(void **state) {
         free(c);
         clear(&p);
     }
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 // The sum that continues from call to call is the sum in one call.
@@ -226,7 +226,7 @@ static void test_chain_continues(void **state) {
     free(once);
     free(steps);
     clear(&p);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 int main(void) {

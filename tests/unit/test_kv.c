@@ -67,8 +67,8 @@ static void run_slots(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     const struct slot_case *q = arg;
     size_t size = (size_t)(q->n * q->nkv * q->d);
     float *dkv = buf_new(size);
-    assert_int_equal(ctx->ops->kv_slot_sum(ctx, dkv, q->values, q->slots, q->n_slots, q->n_pieces,
-                                           q->nkv, q->n, q->d),
+    assert_int_equal(ctx->ops->kv_slot_sum(ctx, dkv, false, q->values, q->slots, q->n_slots,
+                                           q->n_pieces, q->nkv, q->n, q->d),
                      0);
     emit(out, dkv, size);
 }

@@ -123,8 +123,8 @@ static void run_adamw(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     const struct adamw_case *q = arg;
     size_t n = (size_t)(q->rows * q->cols), nw = (size_t)(q->rows * q->ldw);
     float *w = buf_copy(q->w, nw), *m = buf_copy(q->m, n), *v = buf_copy(q->v, n);
-    assert_int_equal(ctx->ops->adamw(ctx, &q->p, w, q->ldw, m, v, q->g, q->ldg, q->rows, q->cols),
-                     0);
+    assert_int_equal(
+        ctx->ops->adamw(ctx, &q->p, w, q->ldw, m, v, q->g, q->ldg, q->rows, q->cols, NULL), 0);
     emit(out, w, nw);
     emit(out, m, n);
     emit(out, v, n);
@@ -195,7 +195,7 @@ static void test_adamw_invariance(void **state) {
     float w[3] = {1, -2, 0}, m[3] = {0}, v[3] = {0}, g[3] = {0};
     struct tsr_adamw p = {0.1f, 0.9f, 0.95f, 1e-8f, 0, 0.1f, 0.05f, 0.1f, 0.2f, 1};
     struct tsr_ctx *ctx = &test_ctx[0][0];
-    assert_int_equal(ctx->ops->adamw(ctx, &p, w, 3, m, v, g, 3, 1, 3), 0);
+    assert_int_equal(ctx->ops->adamw(ctx, &p, w, 3, m, v, g, 3, 1, 3, NULL), 0);
     assert_true(w[0] == 1 && w[1] == -2 && w[2] == 0 && m[0] == 0 && v[2] == 0);
     struct adamw_case q = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 0.5f, 0.6f, 1},
                            30,

@@ -93,7 +93,7 @@ static void load(const struct fixture *x, const struct tsr_mesh *mesh, const cha
     seen.on = false;
     tsr_net_close(&net);
     tsr_comm_close(&comm);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
 }
 
 static void check_rank(const struct tsr_reshard_rank *plan, const char *dir) {

@@ -151,7 +151,7 @@ static int finish(void **state) {
     tsr_saver_close(saver);
     tsr_net_close(&net);
     tsr_comm_close(&comm);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     pthread_mutex_destroy(&agent.lock);
     pthread_cond_destroy(&agent.changed);
     close_fixture(&x);

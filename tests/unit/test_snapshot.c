@@ -86,7 +86,7 @@ static int finish(void **state) {
     for (int l = 0; l < N_LAYOUTS; l++)
         for (int i = 0; i < world_of(&layouts[l]); i++)
             close_rank(&ranks[l][i]);
-    tsr_cpu_close(&ctx);
+    ctx.ops->close(&ctx);
     close_fixture(&x);
     return 0;
 }

@@ -102,9 +102,10 @@ static int run_drop(struct tsr_ctx *ctx, struct drop_job *q) {
 }
 
 int TSR_FN(tsr_bias_dropout_add)(struct tsr_ctx *ctx, tsr_elem *out, const tsr_elem *residual,
-                                 const tsr_elem *y, const tsr_elem *bias,
+                                 const void *y, bool y_f32, const tsr_elem *bias,
                                  const struct tsr_dropout *d, const struct tsr_segment *segs,
                                  int n_segs, ptrdiff_t ld, int c, int64_t col0) {
+    (void)y_f32; // as everything here
     struct drop_job q = {.out = out,
                          .residual = residual,
                          .y = y,

@@ -75,9 +75,10 @@ static void slot_part(void *arg, int part, int thread) {
         }
 }
 
-int TSR_FN(tsr_kv_slot_sum)(struct tsr_ctx *ctx, tsr_elem *dkv, const tsr_elem *slot_values,
+int TSR_FN(tsr_kv_slot_sum)(struct tsr_ctx *ctx, void *dkv, bool f32, const tsr_elem *slot_values,
                             const struct tsr_kv_slot *slots, int n_slots, int n_pieces, int nkv,
                             int n, int d) {
+    (void)f32; // as everything here
     size_t n_bytes = (size_t)nkv * (size_t)n_pieces * sizeof(int);
     int *slot_of = tsr_pool_shared(ctx->stream, n_bytes > 0 ? n_bytes : sizeof(int));
     if (slot_of == NULL)

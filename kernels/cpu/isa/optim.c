@@ -139,8 +139,9 @@ static void adamw_part(void *arg, int part, int thread) {
 }
 
 int TSR_FN(tsr_adamw)(struct tsr_ctx *ctx, const struct tsr_adamw *p, float *w, ptrdiff_t ldw,
-                      float *m, float *v, const float *g, ptrdiff_t ldg, int64_t rows,
-                      int64_t cols) {
+                      float *m, float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
+                      tsr_elem *copy) {
+    TSR_ASSERT(copy == NULL); // in fp32 the weight is the master
     struct adamw_job q = {.p = p, .w = w, .m = m, .v = v, .ldw = ldw, .g = g, .ldg = ldg};
     bool one_row = ldw == cols && ldg == cols; // nothing between the rows
     q.rows = one_row ? 1 : rows;
