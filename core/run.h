@@ -77,6 +77,7 @@ struct tsr_run {
     struct {
         int64_t restarts;              // without a new checkpoint between them
         int64_t heartbeat_ms, lost_ms; // silence of lost_ms is death
+        int64_t first_ms;              // that a phase may take the first time
         int64_t metrics_port;          // 0: none
     } supervise;
     struct {

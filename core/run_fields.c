@@ -140,6 +140,8 @@ const struct tsr_field tsr_fields[TSR_N_FIELDS] = {
      .help = "between two signs of life of a rank"},
     {"supervise.lost_ms", INT(100, 600000), AT(supervise.lost_ms), .dflt = "3000",
      .help = "silence after which a rank counts as dead"},
+    {"supervise.first_ms", INT(3000, 864e5), AT(supervise.first_ms), .dflt = "120000",
+     .help = "standing still in a phase that was never completed, after which a rank counts as hung"},
     {"supervise.metrics_port", INT(0, 65535), AT(supervise.metrics_port), .dflt = "0",
      .help = "loopback port of /metrics for Prometheus; 0: none"},
 

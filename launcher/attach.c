@@ -54,6 +54,7 @@ static int host_one(struct tsr_attachment *a, const struct tsr_job *j, struct in
                  .epoch = in->epoch,
                  .heartbeat_s = (double)r->supervise.heartbeat_ms * 1e-3,
                  .lost_s = (double)r->supervise.lost_ms * 1e-3,
+                 .first_s = (double)r->supervise.first_ms * 1e-3,
                  .keep = r->checkpoint.keep},
         .host = one_host ? NULL : "0.0.0.0", // its own name may be a loopback address to it
         .metrics_port = port ? (int)port : TSR_METRICS_NONE};

@@ -79,7 +79,7 @@ static int serve(struct process *p, const struct tsr_coordinator_opt *opt) {
 struct arguments {
     const char *name, *host;
     int64_t epoch, keep, port, restarts, metrics_port;
-    double heartbeat_s, lost_s, stall_s, stall_factor;
+    double heartbeat_s, lost_s, stall_s, stall_factor, first_s;
 };
 
 static int parse(struct arguments *a, int argc, char **argv, const char **run_dir) {
@@ -97,6 +97,8 @@ static int parse(struct arguments *a, int argc, char **argv, const char **run_di
         {"stall", 0, TSR_OPT_REAL, &a->stall_s, "S", 0, 86400, "least stall that is a hang (3)"},
         {"stall-factor", 0, TSR_OPT_REAL, &a->stall_factor, "X", 0, 1e6,
          "times the longest a phase took (5)"},
+        {"first", 0, TSR_OPT_REAL, &a->first_s, "S", 0, 86400,
+         "stall in a phase that was never completed (120)"},
     };
     const struct tsr_command_line cl = {
         .command = "tessera coordinator",
@@ -133,7 +135,8 @@ int tsr_cmd_coordinator(int argc, char **argv) {
                                                          .heartbeat_s = a.heartbeat_s,
                                                          .lost_s = a.lost_s,
                                                          .stall_s = a.stall_s,
-                                                         .stall_factor = a.stall_factor},
+                                                         .stall_factor = a.stall_factor,
+                                                         .first_s = a.first_s},
                                                 .host = a.host,
                                                 .port = (int)a.port,
                                                 .metrics_port = (int)a.metrics_port};

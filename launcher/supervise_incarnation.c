@@ -174,6 +174,8 @@ static void tell_cause(struct tsr_super *s) {
                  strsignal(WTERMSIG(r->status)));
     else if (s->failed)
         tsr_warn("%s", s->cause);
+    else if (!s->joined && r->ended && tsr_process_code(r) != 0)
+        tsr_warn("the ranks ended before one of them reached the coordinator");
 }
 
 static int watch(struct tsr_super *s, const struct tsr_layout3 *l) {

@@ -190,10 +190,6 @@ static int grow_conns(struct tsr_coord *c, int conn) {
 
 static int join(struct tsr_coord *c, int conn, const Tessera__Control__Hello *h) {
     int old;
-    if (!c->rules->welcome(c->opt.epoch, h->epoch))
-        return tsr_fail(TSR_EREQUEST,
-                        "this is epoch %" PRIu64 " of the run, found a rank of epoch %" PRIu64,
-                        c->opt.epoch, h->epoch);
     if (c->failed)
         return tsr_fail(TSR_EREQUEST, "the run has failed: %.400s", c->stop_reason);
     TSR_TRY(tsr_members_hello(&c->members, h, conn, now_of(c), &old));
@@ -211,6 +207,8 @@ static int join(struct tsr_coord *c, int conn, const Tessera__Control__Hello *h)
     return 0;
 }
 
+static const char *const role_names[] = {"rank", "observer", "supervisor"};
+
 static int say_hello(struct tsr_coord *c, int conn, const Tessera__Control__Hello *h) {
     if (h->version != VERSION)
         return tsr_fail(TSR_EREQUEST, "expected protocol version %d, found %" PRIu32, VERSION,
@@ -219,6 +217,12 @@ static int say_hello(struct tsr_coord *c, int conn, const Tessera__Control__Hell
         h->role != TESSERA__CONTROL__ROLE__ROLE_OBSERVER &&
         h->role != TESSERA__CONTROL__ROLE__ROLE_SUPERVISOR)
         return tsr_fail(TSR_EREQUEST, "no such role: %d", (int)h->role);
+    // A supervisor that was stopped for a while must not end what another one has started since.
+    bool observer = h->role == TESSERA__CONTROL__ROLE__ROLE_OBSERVER;
+    if (!observer && !c->rules->welcome(c->opt.epoch, h->epoch))
+        return tsr_fail(TSR_EREQUEST,
+                        "this is epoch %" PRIu64 " of the run, found a %s of epoch %" PRIu64,
+                        c->opt.epoch, role_names[h->role], h->epoch);
     TSR_TRY(grow_conns(c, conn));
     bool rank = h->role == TESSERA__CONTROL__ROLE__ROLE_RANK;
     if (rank)

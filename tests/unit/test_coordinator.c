@@ -261,8 +261,13 @@ static void test_watchers(void **state) {
     assert_int_equal(s->n_ranks, 0);
     assert_int_equal(tsr_coord_message(r->c, 1, FRAME(STOP), &stop.base), TSR_EREQUEST);
     h.role = TESSERA__CONTROL__ROLE__ROLE_SUPERVISOR;
-    assert_int_equal(tsr_coord_message(r->c, 2, FRAME(HELLO), &h.base), 0);
-    assert_int_equal(tsr_coord_message(r->c, 2, FRAME(STOP), &stop.base), 0);
+    h.epoch = RIG_EPOCH - 1; // of an earlier incarnation: it must not end this one
+    assert_int_equal(tsr_coord_message(r->c, 2, FRAME(HELLO), &h.base), TSR_EREQUEST);
+    assert_non_null(strstr(rig_last(r, 2, FRAME(REFUSED)) ? tsr_error_text() : "", "supervisor"));
+    assert_int_equal(tsr_coord_message(r->c, 2, FRAME(STOP), &stop.base), TSR_EREQUEST);
+    h.epoch = RIG_EPOCH;
+    assert_int_equal(tsr_coord_message(r->c, 3, FRAME(HELLO), &h.base), 0);
+    assert_int_equal(tsr_coord_message(r->c, 3, FRAME(STOP), &stop.base), 0);
     assert_null(rig_last(r, RIG_CONN, FRAME(STOP)));
     rig_all_join(r); // a rank that joins later is told, too
     const Tessera__Control__Stop *told = rig_last(r, RIG_CONN, FRAME(STOP));
@@ -272,7 +277,7 @@ static void test_watchers(void **state) {
     tsr_coord_closed(r->c, RIG_CONN);
     rig_pass(r, 1.2, 0, 0, TSR_PHASE_START, 0);
     assert_int_equal(r->n_failed, 1); // it was to save and say Bye
-    assert_non_null(rig_last(r, 2, FRAME(FAILED)));
+    assert_non_null(rig_last(r, 3, FRAME(FAILED)));
     rig_close(r);
 }
 
@@ -283,6 +288,7 @@ static void test_stop_at_once(void **state) {
     Tessera__Control__Stop stop = TESSERA__CONTROL__STOP__INIT;
     stop.exit_code = 4;
     h.version = 1;
+    h.epoch = RIG_EPOCH;
     h.role = TESSERA__CONTROL__ROLE__ROLE_SUPERVISOR;
     rig_all_join(r);
     assert_int_equal(tsr_coord_message(r->c, 2, FRAME(HELLO), &h.base), 0);

@@ -339,7 +339,7 @@ static void help_has_every_field(void **state) {
     (void)state;
     int n = 0;
     tsr_run_fields_each(count_field, &n);
-    assert_int_equal(n, 52);
+    assert_int_equal(n, 53);
 }
 
 static void nearest(void **state) {
