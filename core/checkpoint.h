@@ -29,6 +29,7 @@
 #ifndef TSR_CORE_CHECKPOINT_H
 #define TSR_CORE_CHECKPOINT_H
 
+#include "core/guard.h"
 #include "core/io.h"
 #include "core/model.h"
 #include "core/safetensors.h"
@@ -39,12 +40,14 @@ enum tsr_checkpoint_part { TSR_CKPT_WEIGHTS, TSR_CKPT_M, TSR_CKPT_V };
 // What a run needs besides tensors to continue as if it had never stopped (state.json).
 struct tsr_state {
     int64_t step;      // steps completed
-    int64_t updates;   // optimizer updates applied: step less those skipped as not finite
-    int64_t sequences; // data position: global index of the next training sequence
+    int64_t updates;   // optimizer updates applied: step less those skipped as bad
+    int64_t sequences; // data position: global index of the next training sequence; more than the
+                       // steps took by those that rollbacks dropped
     int64_t seed;
     int64_t virtual_shards, virtual_replicas;
     int64_t n_params; // of the model; begin fills it in from the table
     char *run_yaml;   // the resolved run file; owned after tsr_state_read
+    struct tsr_guard guard;
 };
 
 // Reads and checks DIR/state.json; TSR_EMODEL when it is missing or wrong.
@@ -135,11 +138,13 @@ struct tsr_checkpoint_source {
 };
 
 // For processes that can read each other's memory: all of them give the same sources in the same
-// order, and this one writes share `share` of `n_shares` nearly equal ones (0 of 1: all), each of
-// consecutive ranges. In the order of the files.
-int tsr_checkpoint_write_share(struct tsr_checkpoint *c,
-                               const struct tsr_checkpoint_source *sources, int n, int share,
-                               int n_shares);
+// order, which are cut into n_shares nearly equal shares of consecutive ranges. This process writes
+// those that `next` gives it, in ascending order, until that is n_shares or more; each must be given
+// to one process. A negative code of it ends the writing and is returned. In the order of the files.
+typedef int (*tsr_share_fn)(void *arg);
+int tsr_checkpoint_write_shares(struct tsr_checkpoint *c,
+                                const struct tsr_checkpoint_source *sources, int n, int n_shares,
+                                tsr_share_fn next, void *arg);
 
 // All that this handle wrote is on the disk when it returns: contents, and for the handle that
 // began, names. The vote has the digests, made from memory while writing, of ranges that this
@@ -159,6 +164,11 @@ const char *tsr_checkpoint_dir(const struct tsr_checkpoint *c);
 // with its size and no other, and the digests of ranges r with r mod n_ranks = rank (0 of 1: all).
 // TSR_EMODEL says what is wrong with which file.
 int tsr_checkpoint_verify(const char *dir, int rank, int n_ranks);
+// Whether a file of a checkpoint holds tensors, by its name.
+bool tsr_checkpoint_is_tensors(const char *file);
+// The same for the ranges that `wanted` says: number `range` of a file, number `r` of all.
+typedef bool (*tsr_range_fn)(void *arg, const char *file, int64_t range, int64_t r);
+int tsr_checkpoint_verify_some(const char *dir, tsr_range_fn wanted, void *arg);
 // The same without reading tensors: the manifest's checksum, files and sizes.
 int tsr_checkpoint_verify_quick(const char *dir);
 

@@ -241,6 +241,16 @@ static const struct tsr_ckpt_listed *listed(const struct tsr_checkpoint_digests 
     return NULL;
 }
 
+uint64_t tsr_checkpoint_digests_range_bytes(const struct tsr_checkpoint_digests *d) {
+    return d->m.range_bytes;
+}
+
+const struct tsr_digest *tsr_checkpoint_digests_of(const struct tsr_checkpoint_digests *d,
+                                                   const char *file, int64_t range) {
+    const struct tsr_ckpt_listed *f = listed(d, file);
+    return f && range >= 0 && range < f->n_ranges ? &f->digests[range] : NULL;
+}
+
 bool tsr_checkpoint_digests_equal(const struct tsr_checkpoint_digests *a,
                                   const struct tsr_checkpoint_digests *b, const char *file,
                                   uint64_t first, uint64_t end) {

@@ -43,6 +43,10 @@ void tsr_checkpoint_digests_close(struct tsr_checkpoint_digests *d); // NULL is 
 bool tsr_checkpoint_digests_equal(const struct tsr_checkpoint_digests *a,
                                   const struct tsr_checkpoint_digests *b, const char *file,
                                   uint64_t first, uint64_t end);
+uint64_t tsr_checkpoint_digests_range_bytes(const struct tsr_checkpoint_digests *d);
+// That of one range of a file; NULL when the manifest has no such file or range.
+const struct tsr_digest *tsr_checkpoint_digests_of(const struct tsr_checkpoint_digests *d,
+                                                   const char *file, int64_t range);
 // Bytes of tensor data that rank r of n reads when it verifies its share.
 uint64_t tsr_checkpoint_digests_share(const struct tsr_checkpoint_digests *d, int rank,
                                       int n_ranks);
@@ -53,5 +57,9 @@ const struct tsr_st_file *tsr_moments_file(const struct tsr_moments *m,
                                            enum tsr_checkpoint_part part,
                                            const struct tsr_tensor *t,
                                            const struct tsr_st_entry **entry);
+
+// All files of one part (none: no such part), the same ones in the same order on every rank. They
+// may be given a source to be read from.
+struct tsr_st_file *tsr_moments_files(struct tsr_moments *m, enum tsr_checkpoint_part part, int *n);
 
 #endif

@@ -1,10 +1,11 @@
 // Bytes to files in the background. Whoever writes a checkpoint fills one buffer (and digests it)
-// while a thread hands the others to the disk.
+// while threads hand the others to the disk: two, so that it has the next write when one is done.
 #include "core/checkpoint_private.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@
 enum {
     MIN_DIRECT = 32 << 10, // bytes below which the page cache gathers better than the disk
     MAX_ERROR = 1024,
+    N_THREADS = 2,
 };
 
 // ---- one file, two ways
@@ -26,6 +28,7 @@ int tsr_ckpt_sink_open(struct tsr_ckpt_sink *sink, const char *dir, const char *
     TSR_TRY(tsr_path_join(sink->path, dir, name));
     sink->fd = open(sink->path, O_WRONLY | O_CLOEXEC);
     sink->direct = -1;
+    atomic_store(&sink->refused, false);
     if (sink->fd < 0)
         return tsr_fail_errno(errno, "cannot open", sink->path);
     if (buffered)
@@ -39,16 +42,11 @@ int tsr_ckpt_sink_open(struct tsr_ckpt_sink *sink, const char *dir, const char *
     return 0;
 }
 
-static void close_direct(struct tsr_ckpt_sink *sink) {
+int tsr_ckpt_sink_close(struct tsr_ckpt_sink *sink) {
+    int fd = sink->fd;
     if (sink->direct >= 0)
         close(sink->direct); // what it wrote has been answered for
-    sink->direct = -1;
-}
-
-int tsr_ckpt_sink_close(struct tsr_ckpt_sink *sink) {
-    close_direct(sink);
-    int fd = sink->fd;
-    sink->fd = -1;
+    sink->fd = sink->direct = -1;
     // Network file systems may report a failed write only here.
     return fd < 0 || close(fd) == 0 ? 0 : tsr_fail_errno(errno, "cannot write", sink->path);
 }
@@ -63,7 +61,7 @@ static int write_direct(struct tsr_ckpt_sink *sink, const char *p, uint64_t offs
         if (k < 0 && errno == EINTR)
             continue;
         if (k < 0 && is_unsupported(errno)) {
-            close_direct(sink);
+            atomic_store(&sink->refused, true);
             return 0;
         }
         if (k <= 0)
@@ -76,7 +74,8 @@ static int write_direct(struct tsr_ckpt_sink *sink, const char *p, uint64_t offs
 int tsr_ckpt_sink_write(struct tsr_ckpt_sink *sink, const char *p, uint64_t offset, size_t n) {
     size_t head = (size_t)(TSR_CKPT_PAGE - offset % TSR_CKPT_PAGE) % TSR_CKPT_PAGE;
     size_t pages = head < n ? (n - head) / TSR_CKPT_PAGE * TSR_CKPT_PAGE : 0, done;
-    if (sink->direct >= 0 && pages >= MIN_DIRECT && offset <= INT64_MAX - n) {
+    if (sink->direct >= 0 && !atomic_load(&sink->refused) && pages >= MIN_DIRECT &&
+        offset <= INT64_MAX - n) {
         TSR_TRY(tsr_pwrite_all(sink->fd, p, head, offset, sink->path));
         TSR_TRY(write_direct(sink, p + head, offset + head, pages, &done));
         p += head + done;
@@ -86,7 +85,7 @@ int tsr_ckpt_sink_write(struct tsr_ckpt_sink *sink, const char *p, uint64_t offs
     return tsr_pwrite_all(sink->fd, p, n, offset, sink->path);
 }
 
-// ---- the thread
+// ---- the threads
 
 struct job {
     struct tsr_ckpt_sink *sink;
@@ -96,18 +95,28 @@ struct job {
 };
 
 struct tsr_ckpt_io {
-    pthread_t thread;
+    pthread_t threads[N_THREADS];
+    int n_threads;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     char *memory;
     char *free[TSR_CKPT_N_BUFFERS];
     int n_free;
-    struct job jobs[TSR_CKPT_N_BUFFERS]; // a ring; the first is being written
+    struct job jobs[TSR_CKPT_N_BUFFERS]; // a ring of those that nobody has begun
     int first, n_jobs;
+    int n_writing; // begun and not yet done
     bool stop;
     int rc; // the first failure, and its text
     char error[MAX_ERROR];
 };
+
+static struct job take_job(struct tsr_ckpt_io *io) {
+    struct job j = io->jobs[io->first];
+    io->first = (io->first + 1) % TSR_CKPT_N_BUFFERS;
+    io->n_jobs--;
+    io->n_writing++;
+    return j;
+}
 
 static void *run_jobs(void *arg) {
     struct tsr_ckpt_io *io = arg;
@@ -117,7 +126,7 @@ static void *run_jobs(void *arg) {
             pthread_cond_wait(&io->changed, &io->lock);
         if (io->n_jobs == 0)
             break;
-        struct job j = io->jobs[io->first];
+        struct job j = take_job(io);
         bool skip = io->rc < 0 || io->stop;
         pthread_mutex_unlock(&io->lock);
         int rc = skip ? 0 : tsr_ckpt_sink_write(j.sink, j.buf + j.lo, j.base + j.lo, j.hi - j.lo);
@@ -127,8 +136,7 @@ static void *run_jobs(void *arg) {
             snprintf(io->error, sizeof io->error, "%s", tsr_error_text());
         }
         io->free[io->n_free++] = j.buf;
-        io->first = (io->first + 1) % TSR_CKPT_N_BUFFERS;
-        io->n_jobs--;
+        io->n_writing--;
         pthread_cond_broadcast(&io->changed);
     }
     pthread_mutex_unlock(&io->lock);
@@ -139,20 +147,19 @@ int tsr_ckpt_io_open(struct tsr_ckpt_io **out) {
     struct tsr_ckpt_io *io = calloc(1, sizeof *io);
     if (!io)
         return tsr_fail(TSR_ENOMEM, "no memory to write a checkpoint");
-    io->memory = aligned_alloc(TSR_CKPT_PAGE, (size_t)TSR_CKPT_N_BUFFERS * TSR_CKPT_BUFFER);
-    if (!io->memory) {
-        free(io);
-        return tsr_fail(TSR_ENOMEM, "no memory to write a checkpoint");
-    }
-    for (int i = 0; i < TSR_CKPT_N_BUFFERS; i++)
-        io->free[io->n_free++] = io->memory + (size_t)i * TSR_CKPT_BUFFER;
     pthread_mutex_init(&io->lock, NULL);
     pthread_cond_init(&io->changed, NULL);
-    int err = pthread_create(&io->thread, NULL, run_jobs, io);
+    io->memory = aligned_alloc(TSR_CKPT_PAGE, (size_t)TSR_CKPT_N_BUFFERS * TSR_CKPT_BUFFER);
+    int err = io->memory ? 0 : ENOMEM;
+    for (int i = 0; err == 0 && i < TSR_CKPT_N_BUFFERS; i++)
+        io->free[io->n_free++] = io->memory + (size_t)i * TSR_CKPT_BUFFER;
+    for (int i = 0; err == 0 && i < N_THREADS; i++) {
+        err = pthread_create(&io->threads[i], NULL, run_jobs, io);
+        io->n_threads += err == 0;
+    }
     if (err != 0) {
-        free(io->memory);
-        free(io);
-        return tsr_fail(TSR_ENOMEM, "cannot start a thread to write a checkpoint: %s",
+        tsr_ckpt_io_close(io);
+        return tsr_fail(TSR_ENOMEM, "no memory or no thread to write a checkpoint: %s",
                         strerror(err));
     }
     *out = io;
@@ -166,7 +173,8 @@ void tsr_ckpt_io_close(struct tsr_ckpt_io *io) {
     io->stop = true;
     pthread_cond_broadcast(&io->changed);
     pthread_mutex_unlock(&io->lock);
-    pthread_join(io->thread, NULL);
+    for (int i = 0; i < io->n_threads; i++)
+        pthread_join(io->threads[i], NULL);
     pthread_cond_destroy(&io->changed);
     pthread_mutex_destroy(&io->lock);
     free(io->memory);
@@ -200,7 +208,7 @@ void tsr_ckpt_io_submit(struct tsr_ckpt_io *io, struct tsr_ckpt_sink *sink, char
 
 int tsr_ckpt_io_drain(struct tsr_ckpt_io *io) {
     pthread_mutex_lock(&io->lock);
-    while (io->n_jobs > 0)
+    while (io->n_jobs > 0 || io->n_writing > 0)
         pthread_cond_wait(&io->changed, &io->lock);
     int rc = failure(io);
     pthread_mutex_unlock(&io->lock);

@@ -181,3 +181,9 @@ const struct tsr_st_file *tsr_moments_file(const struct tsr_moments *m,
     *entry = s->entry;
     return s->file;
 }
+
+struct tsr_st_file *tsr_moments_files(struct tsr_moments *m, enum tsr_checkpoint_part part,
+                                      int *n) {
+    *n = m->parts[part].n_files;
+    return m->parts[part].files;
+}

@@ -2,6 +2,7 @@
 #ifndef TSR_CORE_CHECKPOINT_PRIVATE_H
 #define TSR_CORE_CHECKPOINT_PRIVATE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -42,6 +43,7 @@ struct tsr_ckpt_io;
 struct tsr_ckpt_sink {
     int fd;     // or -1: not open
     int direct; // the same file with O_DIRECT, or -1
+    atomic_bool refused; // a direct write was: it turned out not to be supported
     char path[TSR_PATH_MAX];
 };
 
@@ -105,13 +107,13 @@ int tsr_ckpt_put_small(const struct tsr_checkpoint *c, const struct tsr_state *s
 enum {
     TSR_CKPT_PAGE = 4096,
     TSR_CKPT_BUFFER = 2 << 20,
-    TSR_CKPT_N_BUFFERS = TSR_CKPT_MAX_SETS + 2, // each set may hold one; two go round
+    TSR_CKPT_N_BUFFERS = TSR_CKPT_MAX_SETS + 4, // each set may hold one; the others go round
 };
 
-// Buffers, and a thread that writes them in order.
+// Buffers, and threads that write them, begun in order.
 int tsr_ckpt_io_open(struct tsr_ckpt_io **out);
 void tsr_ckpt_io_close(struct tsr_ckpt_io *io); // drops what isn't written; NULL is fine
-// A free buffer of TSR_CKPT_BUFFER bytes on a page's border. The thread's first failure is told
+// A free buffer of TSR_CKPT_BUFFER bytes on a page's border. The threads' first failure is told
 // here or by drain.
 int tsr_ckpt_io_take(struct tsr_ckpt_io *io, char **buf);
 // buf[lo, hi) goes to offset base + lo on; the buffer becomes free again.
@@ -133,9 +135,20 @@ int tsr_ckpt_sink_write(struct tsr_ckpt_sink *sink, const char *p, uint64_t offs
 struct tsr_ckpt_window { // of a file: bytes [from, to)
     uint64_t from, to;
 };
-// The windows of a share, one for each file of the handle; the caller frees them.
-int tsr_ckpt_share(const struct tsr_checkpoint *c, const struct tsr_checkpoint_source *sources,
-                   int n, int share, int n_shares, struct tsr_ckpt_window **out);
+// How much of each range the sources have.
+struct tsr_ckpt_shares {
+    int64_t *first; // (n_files): each file's first range
+    int64_t n_ranges;
+    double *bytes; // (n_ranges)
+    double total;
+};
+// The caller closes, also after a failure.
+int tsr_ckpt_shares_open(struct tsr_ckpt_shares *s, const struct tsr_checkpoint *c,
+                         const struct tsr_checkpoint_source *sources, int n);
+void tsr_ckpt_shares_close(struct tsr_ckpt_shares *s);
+// The windows of a share, one for each file of the handle.
+void tsr_ckpt_share(const struct tsr_ckpt_shares *s, const struct tsr_checkpoint *c, int share,
+                    int n_shares, struct tsr_ckpt_window *w);
 
 // ---- runs of bytes (checkpoint_stream.c)
 

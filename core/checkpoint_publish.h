@@ -47,8 +47,14 @@ struct tsr_known_good {
 };
 
 // Removes all but the newest `keep` checkpoints (0: keeps all), and never the last two that verify;
-// one that doesn't verify is no reason to remove another. Nothing is read when nothing is to go.
+// one that doesn't verify is no reason to remove another. Nor the one that a rollback would go to:
+// the anchor in the newest good one's state. Nothing is read when nothing is to go.
 int tsr_checkpoint_retain(const char *run_dir, int64_t keep, struct tsr_known_good *known);
+
+// Removes the checkpoints of steps after `anchor` up to `last`, for good when it returns: a
+// rollback gives up what came after its anchor, and no later resume may find it. By any process,
+// while no save is in flight.
+int tsr_checkpoint_discard(const char *run_dir, int64_t anchor, int64_t last);
 
 // First thing of a new epoch: temporaries of older epochs are renamed away, so that whoever still
 // works on one fails, and then removed; a checkpoint that was being replaced on a file system

@@ -68,9 +68,19 @@ static int n_checkpoints(const char *run_dir, int64_t *n) {
     return found;
 }
 
+// Where a rollback of the run whose newest good checkpoint is `dir` would go; -1: nowhere.
+static int64_t anchor_of(const char *dir) {
+    struct tsr_state s;
+    if (tsr_state_read(&s, dir) < 0)
+        return -1;
+    int64_t anchor = s.guard.anchored ? s.guard.anchor : -1;
+    tsr_state_free(&s);
+    return anchor;
+}
+
 int tsr_checkpoint_retain(const char *run_dir, int64_t keep, struct tsr_known_good *known) {
     char parent[TSR_PATH_MAX], path[TSR_PATH_MAX];
-    int64_t below = INT64_MAX, step, there;
+    int64_t below = INT64_MAX, step, there, anchor = -1;
     int n_good = 0;
     TSR_TRY(tsr_path_join(parent, run_dir, "checkpoints"));
     TSR_TRY(n_checkpoints(run_dir, &there));
@@ -84,13 +94,29 @@ int tsr_checkpoint_retain(const char *run_dir, int64_t keep, struct tsr_known_go
             int good = is_good(path, step, known);
             if (good < 0)
                 return good;
+            if (good && n_good == 0)
+                anchor = anchor_of(path);
             n_good += good;
-        } else if (n >= keep) {
+        } else if (n >= keep && step != anchor) {
             TSR_TRY(rename_and_remove(parent, path));
         }
         below = step;
     }
     return 0;
+}
+
+int tsr_checkpoint_discard(const char *run_dir, int64_t anchor, int64_t last) {
+    char parent[TSR_PATH_MAX], path[TSR_PATH_MAX];
+    int64_t step = last < INT64_MAX ? last + 1 : last;
+    int found, n = 0;
+    TSR_TRY(tsr_path_join(parent, run_dir, "checkpoints"));
+    while ((found = tsr_checkpoint_latest(run_dir, step, &step, path)) > 0 && step > anchor) {
+        TSR_TRY(rename_and_remove(parent, path));
+        n++;
+    }
+    if (found < 0)
+        return found;
+    return n > 0 ? tsr_fsync_path(parent) : 0;
 }
 
 // ---- leftovers

@@ -42,36 +42,37 @@ static int64_t cut(const double *ranges, int64_t n, double total, int share, int
     return r;
 }
 
-int tsr_ckpt_share(const struct tsr_checkpoint *c, const struct tsr_checkpoint_source *sources,
-                   int n, int share, int n_shares, struct tsr_ckpt_window **out) {
-    int64_t n_ranges = 0;
-    int64_t *first = malloc(((size_t)c->n_files + 1) * sizeof *first);
-    struct tsr_ckpt_window *w = malloc((size_t)c->n_files * sizeof *w);
-    for (int k = 0; first && k < c->n_files; k++) {
-        first[k] = n_ranges;
-        n_ranges += tsr_ckpt_n_ranges(c->files[k].size, c->opt.range_bytes);
+int tsr_ckpt_shares_open(struct tsr_ckpt_shares *s, const struct tsr_checkpoint *c,
+                         const struct tsr_checkpoint_source *sources, int n) {
+    *s = (struct tsr_ckpt_shares){.first = malloc(((size_t)c->n_files + 1) * sizeof *s->first)};
+    for (int k = 0; s->first && k < c->n_files; k++) {
+        s->first[k] = s->n_ranges;
+        s->n_ranges += tsr_ckpt_n_ranges(c->files[k].size, c->opt.range_bytes);
     }
-    double *ranges = calloc((size_t)n_ranges + 1, sizeof *ranges), total = 0.0;
-    if (!first || !w || !ranges) {
-        free(first);
-        free(w);
-        free(ranges);
+    s->bytes = calloc((size_t)s->n_ranges + 1, sizeof *s->bytes);
+    if (!s->first || !s->bytes)
         return tsr_fail(TSR_ENOMEM, "no memory to write a checkpoint");
-    }
     for (int i = 0; i < c->n_sets; i++)
         for (int k = 0; k < n; k++)
-            add_source(c, &c->sets[i], &sources[k], first, ranges);
-    for (int64_t r = 0; r < n_ranges; r++)
-        total += ranges[r];
-    const int64_t lo = cut(ranges, n_ranges, total, share, n_shares);
-    const int64_t hi = cut(ranges, n_ranges, total, share + 1, n_shares);
+            add_source(c, &c->sets[i], &sources[k], s->first, s->bytes);
+    for (int64_t r = 0; r < s->n_ranges; r++)
+        s->total += s->bytes[r];
+    return 0;
+}
+
+void tsr_ckpt_shares_close(struct tsr_ckpt_shares *s) {
+    free(s->first);
+    free(s->bytes);
+}
+
+void tsr_ckpt_share(const struct tsr_ckpt_shares *s, const struct tsr_checkpoint *c, int share,
+                    int n_shares, struct tsr_ckpt_window *w) {
+    const int64_t lo = cut(s->bytes, s->n_ranges, s->total, share, n_shares);
+    const int64_t hi = cut(s->bytes, s->n_ranges, s->total, share + 1, n_shares);
     for (int k = 0; k < c->n_files; k++) {
-        int64_t from = lo > first[k] ? lo - first[k] : 0, to = hi > first[k] ? hi - first[k] : 0;
+        int64_t from = lo > s->first[k] ? lo - s->first[k] : 0;
+        int64_t to = hi > s->first[k] ? hi - s->first[k] : 0;
         w[k].from = (uint64_t)from * c->opt.range_bytes;
         w[k].to = (uint64_t)to * c->opt.range_bytes; // may lie beyond the file's end
     }
-    free(first);
-    free(ranges);
-    *out = w;
-    return 0;
 }

@@ -17,7 +17,7 @@ void tsr_ckpt_runs_init(struct tsr_checkpoint *c) {
 }
 
 void tsr_ckpt_runs_free(struct tsr_checkpoint *c) {
-    tsr_ckpt_io_close(c->io); // before the files: its thread writes to them
+    tsr_ckpt_io_close(c->io); // before the files: its threads write to them
     c->io = NULL;
     for (int i = 0; i < TSR_CKPT_MAX_SETS; i++) {
         tsr_ckpt_sink_close(&c->runs[i].sink);
@@ -49,7 +49,7 @@ static int close_file(struct tsr_checkpoint *c, struct tsr_ckpt_run *r) {
     if (r->file < 0)
         return 0;
     r->file = -1;
-    int rc = tsr_ckpt_io_drain(c->io); // the thread may still be writing to it
+    int rc = tsr_ckpt_io_drain(c->io); // the threads may still be writing to it
     int closed = tsr_ckpt_sink_close(&r->sink);
     return rc < 0 ? rc : closed;
 }

@@ -38,11 +38,16 @@ static int check_file_list(const char *dir, const struct tsr_ckpt_manifest *m) {
     return rc;
 }
 
-// Checks the ranges of one file that fall to this rank; `r` is the number of its first.
+struct choice {
+    tsr_range_fn wanted;
+    void *arg;
+};
+
+// Checks the ranges of one file that are wanted; `r` is the number of its first.
 static int check_ranges(const struct tsr_ckpt_listed *f, uint64_t range_bytes, int fd,
-                        const char *path, int64_t r, int rank, int n_ranks) {
+                        const char *path, int64_t r, const struct choice *c) {
     for (int64_t i = 0; i < f->n_ranges; i++) {
-        if ((r + i) % n_ranks != rank)
+        if (!c->wanted(c->arg, f->path, i, r + i))
             continue;
         struct tsr_digest found;
         uint64_t at = (uint64_t)i * range_bytes, left = f->size - at;
@@ -72,7 +77,7 @@ static int check_size(int fd, const char *path, uint64_t size) {
 }
 
 static int check_file(const char *dir, const struct tsr_ckpt_manifest *m,
-                      const struct tsr_ckpt_listed *f, int64_t r, int rank, int n_ranks) {
+                      const struct tsr_ckpt_listed *f, int64_t r, const struct choice *c) {
     char path[TSR_PATH_MAX];
     TSR_TRY(tsr_path_join(path, dir, f->path));
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -80,7 +85,7 @@ static int check_file(const char *dir, const struct tsr_ckpt_manifest *m,
         return tsr_fail_errno(errno, "cannot open", path);
     int rc = check_size(fd, path, f->size);
     if (rc == 0)
-        rc = check_ranges(f, m->range_bytes, fd, path, r, rank, n_ranks);
+        rc = check_ranges(f, m->range_bytes, fd, path, r, c);
     close(fd);
     return rc;
 }
@@ -101,32 +106,53 @@ int tsr_ckpt_check_step(const char *dir, int64_t step) {
                     dir, named, step);
 }
 
-int tsr_checkpoint_verify(const char *dir, int rank, int n_ranks) {
+bool tsr_checkpoint_is_tensors(const char *file) {
+    static const char suffix[] = ".safetensors";
+    const size_t n = strlen(file), k = sizeof suffix - 1;
+    return n >= k && strcmp(file + n - k, suffix) == 0;
+}
+
+int tsr_checkpoint_verify_some(const char *dir, tsr_range_fn wanted, void *arg) {
+    const struct choice c = {wanted, arg};
     struct tsr_ckpt_manifest m;
-    TSR_ASSERT(n_ranks >= 1 && rank >= 0 && rank < n_ranks);
     TSR_TRY(tsr_ckpt_manifest_read(&m, dir));
     int rc = check_file_list(dir, &m);
     if (rc == 0)
         rc = tsr_ckpt_check_step(dir, m.step);
     int64_t r = 0;
     for (int i = 0; rc == 0 && i < m.n; i++) {
-        rc = check_file(dir, &m, &m.files[i], r, rank, n_ranks);
+        rc = check_file(dir, &m, &m.files[i], r, &c);
         r += m.files[i].n_ranges;
     }
     tsr_ckpt_manifest_free(&m);
     return rc;
 }
 
+struct share {
+    int rank, n_ranks;
+};
+
+static bool is_mine(void *arg, const char *file, int64_t range, int64_t r) {
+    const struct share *s = arg;
+    (void)file;
+    (void)range;
+    return r % s->n_ranks == s->rank;
+}
+
+int tsr_checkpoint_verify(const char *dir, int rank, int n_ranks) {
+    struct share s = {rank, n_ranks};
+    TSR_ASSERT(n_ranks >= 1 && rank >= 0 && rank < n_ranks);
+    return tsr_checkpoint_verify_some(dir, is_mine, &s);
+}
+
+static bool is_wanted_by_none(void *arg, const char *file, int64_t range, int64_t r) {
+    (void)arg;
+    (void)file;
+    (void)range;
+    (void)r;
+    return false;
+}
+
 int tsr_checkpoint_verify_quick(const char *dir) {
-    struct tsr_ckpt_manifest m;
-    TSR_TRY(tsr_ckpt_manifest_read(&m, dir));
-    int rc = check_file_list(dir, &m);
-    if (rc == 0)
-        rc = tsr_ckpt_check_step(dir, m.step);
-    for (int i = 0; rc == 0 && i < m.n; i++) {
-        m.files[i].n_ranges = 0; // its size is checked only
-        rc = check_file(dir, &m, &m.files[i], 0, 0, 1);
-    }
-    tsr_ckpt_manifest_free(&m);
-    return rc;
+    return tsr_checkpoint_verify_some(dir, is_wanted_by_none, NULL);
 }

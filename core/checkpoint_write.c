@@ -236,21 +236,54 @@ int tsr_checkpoint_write(struct tsr_checkpoint *c, enum tsr_checkpoint_part part
     return 0;
 }
 
-int tsr_checkpoint_write_share(struct tsr_checkpoint *c,
-                               const struct tsr_checkpoint_source *sources, int n, int share,
-                               int n_shares) {
-    struct tsr_ckpt_window *w = NULL;
-    TSR_ASSERT(share >= 0 && share < n_shares);
+// The sources as pieces of each set, and how they are shared.
+struct sharing {
+    struct piece *pieces[TSR_CKPT_MAX_SETS];
+    int n_pieces[TSR_CKPT_MAX_SETS];
+    struct tsr_ckpt_shares shares;
+    struct tsr_ckpt_window *windows; // (n_files), of one share
+};
+
+static int open_sharing(struct sharing *x, const struct tsr_checkpoint *c,
+                        const struct tsr_checkpoint_source *sources, int n) {
+    *x = (struct sharing){.windows = malloc((size_t)c->n_files * sizeof *x->windows)};
+    bool ok = x->windows != NULL;
+    for (int i = 0; ok && i < c->n_sets; i++) {
+        x->pieces[i] = malloc(((size_t)n + 1) * sizeof **x->pieces);
+        ok = x->pieces[i] != NULL;
+        if (ok)
+            x->n_pieces[i] = find_pieces(c, &c->sets[i], sources, n, x->pieces[i]);
+    }
+    return ok ? tsr_ckpt_shares_open(&x->shares, c, sources, n)
+              : tsr_fail(TSR_ENOMEM, "no memory to write a checkpoint");
+}
+
+static void close_sharing(struct sharing *x) {
+    for (int i = 0; i < TSR_CKPT_MAX_SETS; i++)
+        free(x->pieces[i]);
+    free(x->windows);
+    tsr_ckpt_shares_close(&x->shares);
+}
+
+int tsr_checkpoint_write_shares(struct tsr_checkpoint *c,
+                                const struct tsr_checkpoint_source *sources, int n, int n_shares,
+                                tsr_share_fn next, void *arg) {
+    struct sharing x;
+    int share, last = -1;
     for (int i = 0; i < n; i++)
         check_source(c, &sources[i]);
-    struct piece *pieces = malloc(((size_t)n + 1) * sizeof *pieces);
-    int rc = pieces ? tsr_ckpt_share(c, sources, n, share, n_shares, &w)
-                    : tsr_fail(TSR_ENOMEM, "no memory to write a checkpoint");
-    for (int i = 0; rc == 0 && i < c->n_sets; i++) {
-        int n_pieces = find_pieces(c, &c->sets[i], sources, n, pieces);
-        rc = write_to_set(c, i, pieces, n_pieces, w);
+    int rc = open_sharing(&x, c, sources, n);
+    while (rc == 0 && (share = next(arg)) < n_shares) {
+        if (share < 0) {
+            rc = share;
+            break;
+        }
+        TSR_ASSERT(share > last);
+        last = share;
+        tsr_ckpt_share(&x.shares, c, share, n_shares, x.windows);
+        for (int i = 0; rc == 0 && i < c->n_sets; i++)
+            rc = write_to_set(c, i, x.pieces[i], x.n_pieces[i], x.windows);
     }
-    free(pieces);
-    free(w);
+    close_sharing(&x);
     return rc;
 }

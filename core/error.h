@@ -21,7 +21,8 @@
     X(IO, 3, "input or output failed")                                                             \
     X(PEER, 4, "a peer failed")                                                                    \
     X(TIMEOUT, 4, "waited too long")                                                               \
-    X(INTERRUPTED, 5, "interrupted")
+    X(INTERRUPTED, 5, "interrupted")                                                               \
+    X(DIVERGED, 2, "training diverged")
 
 enum tsr_code_index {
 #define X(name, exit_code, text) TSR_I_##name,

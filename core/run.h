@@ -13,6 +13,7 @@ enum tsr_precision { TSR_FP32, TSR_BF16 };
 enum tsr_recompute { TSR_RECOMPUTE_NONE, TSR_RECOMPUTE_SELECTIVE, TSR_RECOMPUTE_FULL };
 enum tsr_pipeline { TSR_PIPE_GPIPE, TSR_PIPE_1F1B, TSR_PIPE_INTERLEAVED };
 enum tsr_packing { TSR_PACK_CROSSING, TSR_PACK_ISOLATED };
+enum tsr_on_bad { TSR_ON_BAD_SKIP, TSR_ON_BAD_ROLLBACK, TSR_ON_BAD_STOP }; // core/guard.h
 enum tsr_backend { TSR_BACKEND_AUTO, TSR_BACKEND_CPU, TSR_BACKEND_CUDA };
 
 struct tsr_source {
@@ -60,6 +61,13 @@ struct tsr_run {
         struct {
             double embedding, attention, residual, ffn;
         } dropout;
+        int on_nonfinite;  // enum tsr_on_bad
+        int64_t max_skips; // in a row, or rollbacks to one checkpoint
+        struct {
+            double grad_norm, loss; // times the median of the window; 0: off
+            int64_t window;         // good steps
+            int action;             // enum tsr_on_bad
+        } spike;
     } train;
     struct {
         int64_t tp, pp, dp; // dp 0: world / (tp pp)
@@ -77,7 +85,7 @@ struct tsr_run {
     struct {
         int64_t restarts;              // without a new checkpoint between them
         int64_t heartbeat_ms, lost_ms; // silence of lost_ms is death
-        int64_t first_ms;              // that a phase may take the first time
+        int64_t stall_ms, first_ms;    // least standing still that is a hang; in a new phase
         int64_t metrics_port;          // 0: none
     } supervise;
     struct {

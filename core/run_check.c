@@ -4,6 +4,7 @@
 
 #include <string.h>
 #include "core/error.h"
+#include "core/guard.h"
 #include "core/model.h"
 
 // The place of the first of these fields that was given, for the message; false when one of them
@@ -109,6 +110,28 @@ static void check_lr(struct tsr_reader *rd) {
                     r->train.min_lr);
 }
 
+static void check_factor(struct tsr_reader *rd, const char *path, double factor) {
+    struct tsr_mark at;
+    if (fields_are_good(rd, (const char *const[]){path, NULL}, &at) && factor > 0.0 &&
+        factor <= 1.0)
+        tsr_mistake(rd, at, "%s: expected 0 or a number > 1, found %g", path, factor);
+}
+
+static void check_bad_steps(struct tsr_reader *rd) {
+    const struct tsr_run *r = rd->r;
+    const char *path =
+        r->train.on_nonfinite == TSR_ON_BAD_ROLLBACK ? "train.on_nonfinite" : "train.spike.action";
+    struct tsr_mark at;
+    check_factor(rd, "train.spike.grad_norm", r->train.spike.grad_norm);
+    check_factor(rd, "train.spike.loss", r->train.spike.loss);
+    if (fields_are_good(rd,
+                        FIELDS(path, "checkpoint.every", "train.on_nonfinite", "train.spike.action",
+                               "train.spike.grad_norm", "train.spike.loss"),
+                        &at) &&
+        tsr_guard_may_roll_back(r) && r->checkpoint.every == 0)
+        tsr_mistake(rd, at, "%s: rollback needs periodic checkpoints: set checkpoint.every", path);
+}
+
 static void check_layout(struct tsr_reader *rd) {
     const struct tsr_run *r = rd->r;
     struct tsr_mark at;
@@ -182,17 +205,17 @@ static void check_text(struct tsr_reader *rd, const struct tsr_sources *list, co
 
 static void check_device(struct tsr_reader *rd) {
     struct tsr_mark at;
-    if (fields_are_good(rd, FIELDS("train.precision"), &at) && rd->r->train.precision == TSR_BF16)
-        tsr_mistake(rd, at, "train.precision: bf16 isn't built for the CPU yet: use fp32");
-    if (fields_are_good(rd, FIELDS("device.backend"), &at) &&
-        rd->r->device.backend == TSR_BACKEND_CUDA)
-        tsr_mistake(rd, at, "device.backend: this tessera has no CUDA backend: use cpu or auto");
+    // Whether `auto` finds a device is known when it is opened.
+    if (fields_are_good(rd, FIELDS("train.precision", "device.backend"), &at) &&
+        rd->r->train.precision == TSR_BF16 && rd->r->device.backend == TSR_BACKEND_CPU)
+        tsr_mistake(rd, at, "train.precision: bf16 needs a CUDA device: on the cpu use fp32");
 }
 
 void tsr_run_check(struct tsr_reader *rd) {
     check_required(rd);
     check_model(rd);
     check_lr(rd);
+    check_bad_steps(rd);
     check_layout(rd);
     check_elastic(rd);
     check_text(rd, &rd->r->data.train, "data.train");

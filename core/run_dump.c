@@ -87,7 +87,7 @@ static int compare(const struct tsr_run *now, const struct tsr_run *then, const 
 int tsr_run_check_resume(const struct tsr_run *r, const char *stamped_yaml, const char *where) {
     struct tsr_run then;
     struct tsr_reader rd;
-    int rc = tsr_reader_open(&rd, &then, where, "/");
+    int rc = tsr_run_reader_open(&rd, &then, where, "/");
     if (rc == 0) {
         tsr_reader_text(&rd, stamped_yaml, strlen(stamped_yaml));
         rc = tsr_reader_finish(&rd);

@@ -4,12 +4,14 @@
 #include <stdio.h>
 #include <string.h>
 #include "core/error.h"
+#include "core/guard.h"
 
 static const char *const packings[] = {"crossing", "isolated", NULL};
 static const char *const lr_schedules[] = {"constant", "linear", "cosine", "wsd", NULL};
 static const char *const precisions[] = {"fp32", "bf16", NULL};
 static const char *const recomputes[] = {"none", "selective", "full", NULL};
 static const char *const pipelines[] = {"gpipe", "1f1b", "interleaved", NULL};
+static const char *const on_bads[] = {"skip", "rollback", "stop", NULL};
 static const char *const backends[] = {"auto", "cpu", "cuda", NULL};
 static const char *const resumes[] = {"auto", "none", NULL};
 
@@ -96,6 +98,20 @@ const struct tsr_field tsr_fields[TSR_N_FIELDS] = {
      .help = "dropout before each residual add"},
     {"train.dropout.ffn", PROBABILITY, AT(train.dropout.ffn),
      .help = "dropout after the activation of the FFN"},
+    {"train.on_nonfinite", ENUM(on_bads), AT(train.on_nonfinite), .dflt = "skip",
+     .help = "after a step whose loss or gradient norm isn't finite: skip its update; rollback to "
+             "the last periodic checkpoint and go on with the data after it; or stop"},
+    {"train.max_skips", INT(0, NO_LIMIT), AT(train.max_skips), .dflt = "10",
+     .help = "skips in a row, or rollbacks to the same checkpoint; at one more the run ends"},
+    {"train.spike.grad_norm", REAL(0, 1e30), AT(train.spike.grad_norm), .dflt = "0",
+     .help = "a step is a spike when its gradient norm is more than this times the median of the "
+             "window; 0: off"},
+    {"train.spike.loss", REAL(0, 1e30), AT(train.spike.loss), .dflt = "0",
+     .help = "the same for the loss; 0: off"},
+    {"train.spike.window", INT(1, TSR_GUARD_WINDOW), AT(train.spike.window), .dflt = "100",
+     .help = "good steps of the window; there are no spikes before it is full"},
+    {"train.spike.action", ENUM(on_bads), AT(train.spike.action), .dflt = "skip",
+     .help = "after a spike, as train.on_nonfinite"},
 
     {"parallel.tp", INT(1, MAX_RANKS), AT(parallel.tp), .dflt = "1",
      .help = "tensor-parallel ranks: shares of each block"},
@@ -140,6 +156,8 @@ const struct tsr_field tsr_fields[TSR_N_FIELDS] = {
      .help = "between two signs of life of a rank"},
     {"supervise.lost_ms", INT(100, 600000), AT(supervise.lost_ms), .dflt = "3000",
      .help = "silence after which a rank counts as dead"},
+    {"supervise.stall_ms", INT(100, 864e5), AT(supervise.stall_ms), .dflt = "3000",
+     .help = "standing still that counts as hung; 5 times the longest so far when that is more"},
     {"supervise.first_ms", INT(3000, 864e5), AT(supervise.first_ms), .dflt = "120000",
      .help = "standing still in a phase that was never completed, after which a rank counts as hung"},
     {"supervise.metrics_port", INT(0, 65535), AT(supervise.metrics_port), .dflt = "0",

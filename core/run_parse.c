@@ -140,7 +140,8 @@ void tsr_reader_apply(struct tsr_reader *rd, const char *path, struct tsr_mark a
     }
 }
 
-int tsr_reader_open(struct tsr_reader *rd, struct tsr_run *r, const char *file, const char *base) {
+int tsr_run_reader_open(struct tsr_reader *rd, struct tsr_run *r, const char *file,
+                        const char *base) {
     *rd = (struct tsr_reader){.r = r, .file = file};
     *r = (struct tsr_run){0};
     TSR_ASSERT(strlen(base) < sizeof rd->base);
@@ -227,7 +228,7 @@ int tsr_run_load(struct tsr_run *r, const char *path, const char *const *overrid
     if (!tsr_path_exists(path))
         return tsr_fail(TSR_ECONFIG, "%s: expected a run file, found nothing", path);
     TSR_TRY(base_of(base, path));
-    int rc = tsr_reader_open(&rd, r, path, base);
+    int rc = tsr_run_reader_open(&rd, r, path, base);
     if (rc == 0)
         rc = read_all(&rd, overrides, n_overrides);
     if (rc == 0 && !rd.no_memory)

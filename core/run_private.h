@@ -33,7 +33,7 @@ struct tsr_field {
     const char *help;
 };
 
-enum { TSR_N_FIELDS = 53 };
+enum { TSR_N_FIELDS = 60 };
 extern const struct tsr_field tsr_fields[TSR_N_FIELDS];
 
 static inline void *tsr_field_at(const struct tsr_field *f, const struct tsr_run *r) {
@@ -143,7 +143,8 @@ int tsr_run_check_layout(const struct tsr_run *r);
 // All rules that span fields and need no world size.
 void tsr_run_check(struct tsr_reader *rd);
 // Fills the run with defaults. `file` names the text in messages.
-int tsr_reader_open(struct tsr_reader *rd, struct tsr_run *r, const char *file, const char *base);
+int tsr_run_reader_open(struct tsr_reader *rd, struct tsr_run *r, const char *file,
+                        const char *base);
 // Reads YAML text into the run; rules that span fields aren't checked.
 void tsr_reader_text(struct tsr_reader *rd, const char *text, size_t n_bytes);
 

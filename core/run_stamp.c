@@ -7,7 +7,7 @@
 int tsr_run_read_stamp(struct tsr_run *r, const char *yaml, const char *where) {
     struct tsr_reader rd;
     *r = (struct tsr_run){0};
-    int rc = tsr_reader_open(&rd, r, where, "/");
+    int rc = tsr_run_reader_open(&rd, r, where, "/");
     if (rc == 0) {
         tsr_reader_text(&rd, yaml, strlen(yaml));
         rc = tsr_reader_finish(&rd);

@@ -45,9 +45,19 @@ struct tsr_st_entry {
     uint64_t begin, end; // bytes, from the start of the data section
 };
 
+struct tsr_st_file;
+
+// Where the bytes of files come from when not out of the files themselves: memory that was read
+// ahead.
+struct tsr_st_source {
+    int (*read)(void *arg, const struct tsr_st_file *f, void *buf, size_t n_bytes, uint64_t offset);
+    void *arg;
+};
+
 struct tsr_st_file {
     char *path;
     int fd;
+    const struct tsr_st_source *source; // NULL: the file
     uint64_t data_offset; // of the data section in the file
     uint64_t data_size;
     struct tsr_st_entry *entries; // sorted by name

@@ -19,14 +19,19 @@ struct reader {
     char *scratch;
 };
 
+static int read_bytes(const struct tsr_st_file *f, void *buf, size_t n_bytes, uint64_t offset) {
+    return f->source ? f->source->read(f->source->arg, f, buf, n_bytes, offset)
+                     : tsr_pread_all(f->fd, buf, n_bytes, offset, f->path);
+}
+
 // n consecutive elements from `offset` in the file; fp32 goes straight to its place.
 static int read_run(const struct reader *r, uint64_t offset, size_t n, float *out) {
     if (r->dtype == TSR_DT_F32)
-        return tsr_pread_all(r->f->fd, out, n * sizeof *out, offset, r->f->path);
+        return read_bytes(r->f, out, n * sizeof *out, offset);
     const size_t at_most = SCRATCH / r->elem;
     while (n > 0) {
         size_t part = n < at_most ? n : at_most;
-        TSR_TRY(tsr_pread_all(r->f->fd, r->scratch, part * r->elem, offset, r->f->path));
+        TSR_TRY(read_bytes(r->f, r->scratch, part * r->elem, offset));
         tsr_dtype_to_f32(r->dtype, out, r->scratch, part);
         out += part;
         offset += part * r->elem;
@@ -54,8 +59,7 @@ static int read_rows(const struct reader *r, uint64_t offset, uint64_t stride, i
         int64_t part = n_rows - i < at_most ? n_rows - i : at_most;
         // up to the end of the last row's part, not further: that may be the end of the file
         size_t span = (size_t)(part - 1) * stride + row_bytes;
-        TSR_TRY(
-            tsr_pread_all(r->f->fd, r->scratch, span, offset + (uint64_t)i * stride, r->f->path));
+        TSR_TRY(read_bytes(r->f, r->scratch, span, offset + (uint64_t)i * stride));
         for (int64_t j = 0; j < part; j++)
             tsr_dtype_to_f32(r->dtype, out + (size_t)(i + j) * width,
                              r->scratch + (size_t)j * stride, width);

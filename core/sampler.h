@@ -12,16 +12,15 @@ struct tsr_sampling {
     uint64_t seed;
 };
 
-struct tsr_candidate {
-    float logit;
-    int32_t id;
-};
-
-// The next token out of logits (vocab). Greedy: the largest, the lowest id among equals. Otherwise
-// logits / temperature, then the top_k largest, then the smallest set of largest whose probability
-// reaches top_p, then those of at least min_p times the largest probability; the draw is a pure
-// function of (seed, position). `scratch` has room for vocab candidates.
+// The next token out of logits (vocab), vocab from 1 to 2^22. Greedy: the largest, the lowest id
+// among equals. Otherwise logits / temperature, then the top_k largest, then the smallest set of
+// largest whose probability reaches top_p, then those of at least min_p times the largest
+// probability; the draw is a pure function of (seed, position), and a small draw is a large logit.
+//
+// Probabilities are whole multiples of 2^-40 of the largest one, so that their sums are exact and
+// a device, which adds in another order, picks the same token (kernels/cuda/sample.cu). A NaN
+// counts as less than every number.
 int32_t tsr_sample(const struct tsr_sampling *s, const float *logits, int64_t vocab,
-                   uint64_t position, struct tsr_candidate *scratch);
+                   uint64_t position);
 
 #endif

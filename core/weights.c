@@ -315,3 +315,8 @@ const struct tsr_st_file *tsr_weights_file(const struct tsr_weights *w, const st
     *entry = s->entry;
     return s->file;
 }
+
+struct tsr_st_file *tsr_weights_files(struct tsr_weights *w, int *n) {
+    *n = w->n_files;
+    return w->files;
+}

@@ -26,4 +26,8 @@ int tsr_weights_read(const struct tsr_weights *w, const struct tsr_tensor *t,
 const struct tsr_st_file *tsr_weights_file(const struct tsr_weights *w, const struct tsr_tensor *t,
                                            const struct tsr_st_entry **entry);
 
+// All files, the same ones in the same order wherever the directory is opened. They may be given a
+// source to be read from.
+struct tsr_st_file *tsr_weights_files(struct tsr_weights *w, int *n);
+
 #endif

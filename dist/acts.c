@@ -93,9 +93,13 @@ void tsr_work_place(struct tsr_work *w, const struct tsr_net *net, const struct 
     if (net->opt.sequence_parallel && net->mesh.tp > 1) {
         w->whole1 = elems(arena, net, d.N * d.C);
         w->whole2 = elems(arena, net, d.N * d.C);
-        w->staged = elems(arena, net, d.N * d.C);
+        w->staged = floats(arena, d.N * d.C);
     }
     w->part = elems(arena, net, d.N * (d.C > d.q ? d.C : d.q));
+    if (net->ctx->dtype == TSR_DT_F32)
+        w->sum = w->part;
+    else if (net->mesh.tp > 1 || (training && net->opt.dropout.residual > 0.0f))
+        w->sum = floats(arena, d.N * d.C);
     if (!training)
         return;
     w->dy = elems(arena, net, d.Nl * d.C);
@@ -105,11 +109,14 @@ void tsr_work_place(struct tsr_work *w, const struct tsr_net *net, const struct 
     w->dv = elems(arena, net, d.N * d.kv);
     w->slot_k = w->dk;
     w->slot_v = w->dv;
-    if (net->n_slots != tsr_range_len(net->kv)) {
+    bool summed = net->n_slots != tsr_range_len(net->kv); // else each head has one slot
+    if (summed) {
         w->slot_k = elems(arena, net, d.N * net->n_slots * D);
         w->slot_v = elems(arena, net, d.N * net->n_slots * D);
     }
     if (net->n_shared_kv > 0)
         w->shared = floats(arena, 2 * d.N * net->n_shared_kv * D);
+    if (net->n_shared_kv > 0 && summed && net->ctx->dtype != TSR_DT_F32)
+        w->wide_kv = floats(arena, d.N * d.kv);
     w->da = elems(arena, net, d.N * d.F);
 }

@@ -1,4 +1,4 @@
-// What all ranks agree on at the end of a step: loss, gradient norm, and whether both are finite.
+// What all ranks agree on at the end of a step: loss, gradient norm, and whether to stop.
 // Every number is a leaf with a global place; the leaves are summed in that order on every rank.
 #include <math.h>
 #include <stdlib.h>
@@ -6,29 +6,34 @@
 #include "dist/leaves.h"
 #include "dist/zero.h"
 
-// Sums of squares of the row blocks of piece v of a parameter that this rank owns.
+// Sums of squares of the row blocks of piece v of a parameter that this rank owns, which stand at
+// net->sums[*at]: asked for (`out` is NULL), or read on the host.
 static int piece_leaves(struct tsr_net *net, const struct tsr_param *p, int v,
-                        struct tsr_leaves *out) {
+                        struct tsr_leaves *out, int64_t *at) {
     struct tsr_region r = tsr_tensor_piece(p->t, v, net->mesh.V);
     int64_t bounds[257], tensor = p->t - net->tensors.t;
-    double sums[256] = {0}; // a device that only plans leaves them
     int first = net->mesh.dp_rank * net->Wl;
     TSR_ASSERT(net->Wl <= 256);
     if (tsr_region_elems(r) == 0)
         return 0;
+    TSR_ASSERT(*at + net->Wl <= net->n_sums);
+    int64_t here = *at;
+    *at += net->Wl;
+    for (int b = 0; out && b < net->Wl; b++)
+        TSR_TRY(tsr_leaves_push(out, (tensor * net->mesh.V + v) * net->mesh.W + first + b,
+                                net->host_sums[here + b]));
+    if (out)
+        return 0;
     for (int b = 0; b <= net->Wl; b++)
         bounds[b] = r.r0 - p->held.r0 + (r.r1 - r.r0) * (first + b) / net->mesh.W;
     const float *g = tsr_net_grad(net, p, 0) + (r.c0 - p->held.c0);
-    TSR_TRY(net->ctx->ops->sumsq(net->ctx, sums, g, p->cols, bounds, net->Wl, r.c1 - r.c0));
-    TSR_TRY(net->ctx->ops->sync(net->ctx));
-    for (int b = 0; b < net->Wl; b++)
-        TSR_TRY(
-            tsr_leaves_push(out, (tensor * net->mesh.V + v) * net->mesh.W + first + b, sums[b]));
-    return 0;
+    return net->ctx->ops->sumsq(net->ctx, net->sums + here, g, p->cols, bounds, net->Wl,
+                                r.c1 - r.c0);
 }
 
-static int own_leaves(struct tsr_net *net, const double *loss, struct tsr_leaves *out) {
+static int all_pieces(struct tsr_net *net, struct tsr_leaves *out) {
     const struct tsr_mesh *m = &net->mesh;
+    int64_t at = 0;
     for (int i = 0; i < net->n_params; i++) {
         const struct tsr_param *p = &net->params[i];
         if (!p->counted || p->sum == TSR_GRAD_NONE)
@@ -38,8 +43,19 @@ static int own_leaves(struct tsr_net *net, const double *loss, struct tsr_leaves
             continue;
         int lo = split ? m->tp_rank * net->Vl : 0, n = split ? net->Vl : 1;
         for (int v = lo; v < lo + n; v++)
-            TSR_TRY(piece_leaves(net, p, v, out));
+            TSR_TRY(piece_leaves(net, p, v, out, &at));
     }
+    return 0;
+}
+
+static int own_leaves(struct tsr_net *net, const double *loss, struct tsr_leaves *out) {
+    const struct tsr_mesh *m = &net->mesh;
+    const struct tsr_ops *ops = net->ctx->ops;
+    TSR_TRY(all_pieces(net, NULL));
+    TSR_TRY(
+        ops->to_host(net->ctx, net->host_sums, net->sums, (size_t)net->n_sums * sizeof *net->sums));
+    TSR_TRY(ops->sync(net->ctx));
+    TSR_TRY(all_pieces(net, out));
     int64_t after = (int64_t)net->tensors.n * m->V * m->W;
     if (m->pp_rank == m->pp - 1 && m->tp_rank == 0)
         for (int w = 0; w < net->Wl; w++)
@@ -70,7 +86,6 @@ int tsr_step_agree(struct tsr_net *net, const double *loss, struct tsr_step_sums
         out->grad_norm = sqrt(sum);
         out->stop = all[n + W] > 0.0;
         out->loss = tree(all + n, (int)W);
-        out->finite = isfinite(out->grad_norm) && isfinite(out->loss);
     }
     free(all);
     free(l.v);

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "core/arena.h"
 #include "core/error.h"
 
 // Where the batch's arrays belong, and their bytes: one list for opening and for planning.
@@ -10,15 +11,12 @@ static int arrays_of(struct tsr_batch *b, int V, void **where[static 16], size_t
     int k = 0;
 #define ARRAY(field, count)                                                                        \
     (where[k] = (void **)&b->field, n_bytes[k] = (count) * sizeof *b->field, k++)
-    ARRAY(ids, n);
-    ARRAY(targets, n);
-    ARRAY(pos, n);
-    ARRAY(pos_local, n);
     ARRAY(segs, n);
     ARRAY(local_segs, s);
     ARRAY(whole_segs, s);
     ARRAY(replica_rows, s);
     ARRAY(piece_rows, s);
+    ARRAY(products, s);
     ARRAY(token_rows, s * (size_t)V);
 #undef ARRAY
     for (int i = 0; i < k; i++)
@@ -26,14 +24,48 @@ static int arrays_of(struct tsr_batch *b, int V, void **where[static 16], size_t
     return k;
 }
 
+enum { UPLOADED = 4 }; // ids, targets, pos, pos_local, one after another as on the device
+
+static size_t token_bytes(size_t n_tokens) {
+    return tsr_align_up((n_tokens ? n_tokens : 1) * sizeof(int32_t));
+}
+
+size_t tsr_batch_slab_bytes(int n_seqs, int seq_len) {
+    return UPLOADED * token_bytes((size_t)n_seqs * (size_t)seq_len);
+}
+
 size_t tsr_batch_bytes(const struct tsr_net *net, int n_seqs, int seq_len) {
     struct tsr_batch b = {.n_seqs = n_seqs, .n = n_seqs * seq_len};
     void **where[16];
-    size_t n_bytes[16], sum = 0;
+    size_t n_bytes[16], sum = 2 * tsr_batch_slab_bytes(n_seqs, seq_len);
+    sum += token_bytes((size_t)b.n); // of the losses
     int n = arrays_of(&b, net->mesh.V, where, n_bytes);
     for (int i = 0; i < n; i++)
         sum += n_bytes[i];
     return sum;
+}
+
+// Memory on the host that is copied to and from the device, and its counterpart there.
+static int open_tokens(struct tsr_batch *b, struct tsr_ctx *ctx) {
+    const size_t one = token_bytes((size_t)b->n);
+    b->slab_bytes = UPLOADED * one;
+    TSR_TRY(ctx->ops->alloc(ctx, b->slab_bytes, &b->slab));
+    b->ctx = ctx;
+    char *host = aligned_alloc(TSR_ALIGN, (UPLOADED + 1) * one);
+    if (!host)
+        return tsr_fail(TSR_ENOMEM, "no memory for a micro-batch");
+    b->pinned = memset(host, 0, (UPLOADED + 1) * one);
+    int32_t **hosts[] = {&b->ids, &b->targets, &b->pos, &b->pos_local};
+    const int32_t **devices[] = {&b->device.ids, &b->device.targets, &b->device.pos,
+                                 &b->device.pos_local};
+    for (size_t i = 0; i < UPLOADED; i++) {
+        *hosts[i] = (int32_t *)(void *)(host + i * one);
+        *devices[i] = (const int32_t *)(const void *)((char *)b->slab + i * one);
+    }
+    b->loss = (float *)(void *)(host + UPLOADED * one);
+    TSR_TRY(ctx->ops->pin(ctx, b->pinned, (UPLOADED + 1) * one));
+    b->pinned_bytes = (UPLOADED + 1) * one;
+    return 0;
 }
 
 int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, int seq_len) {
@@ -60,14 +92,19 @@ int tsr_batch_open(struct tsr_batch *b, const struct tsr_net *net, int n_seqs, i
         if (!*where[i])
             return tsr_fail(TSR_ENOMEM, "no memory for a micro-batch");
     }
-    return 0;
+    return open_tokens(b, net->ctx);
 }
 
 void tsr_batch_close(struct tsr_batch *b) {
-    void *all[] = {b->ids,        b->targets,    b->pos,          b->pos_local,  b->segs,
-                   b->local_segs, b->whole_segs, b->replica_rows, b->piece_rows, b->token_rows};
+    void *all[] = {b->segs,       b->local_segs, b->whole_segs, b->replica_rows,
+                   b->piece_rows, b->token_rows, b->products};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
+    if (b->pinned_bytes > 0)
+        b->ctx->ops->unpin(b->ctx, b->pinned, b->pinned_bytes);
+    free(b->pinned);
+    if (b->ctx)
+        b->ctx->ops->free(b->ctx, b->slab, b->slab_bytes);
     memset(b, 0, sizeof *b);
 }
 
@@ -88,7 +125,7 @@ static void cut_segments(struct tsr_batch *b, int s, uint64_t sequence, const ui
         for (int i = at; i < end; i++)
             b->pos[s * T + i] = i - at;
         // The last token of a document must not predict the next document's first.
-        if (start && b->targets && end <= T && start[end])
+        if (start && end <= T && start[end])
             b->targets[s * T + end - 1] = -1;
         at = end;
     }
@@ -131,4 +168,8 @@ void tsr_batch_map(struct tsr_batch *b, const struct tsr_net *net, int index,
             b->pos_local[s * held + t] = b->pos[s * T + b->tok_lo + t];
     }
     b->n_local_segs = b->n_seqs;
+}
+
+int tsr_batch_upload(struct tsr_batch *b) {
+    return b->ctx->ops->to_device(b->ctx, b->slab, b->pinned, b->slab_bytes);
 }

@@ -65,8 +65,8 @@ static int rotate(struct tsr_net *net, const struct tsr_batch *b, tsr_elem *q, t
     int D = (int)net->m->head_dim, nq = (int)tsr_range_len(net->q),
         nkv = (int)tsr_range_len(net->kv);
     const struct tsr_ops *ops = net->ctx->ops;
-    TSR_TRY(ops->rotary(net->ctx, q, nq * D, b->pos, net->rope, b->n, nq, D, inverse));
-    return ops->rotary(net->ctx, k, nkv * D, b->pos, net->rope, b->n, nkv, D, inverse);
+    TSR_TRY(ops->rotary(net->ctx, q, nq * D, b->device.pos, net->rope, b->n, nq, D, inverse));
+    return ops->rotary(net->ctx, k, nkv * D, b->device.pos, net->rope, b->n, nkv, D, inverse);
 }
 
 // out (Nl, C) = residual + dropout(in w^T + bias), summed over ranks by the tree. Without ranks and
@@ -76,11 +76,11 @@ static int row_parallel(struct tsr_net *net, const struct tsr_batch *b, struct t
                         const struct tsr_param *weight, const struct tsr_param *bias,
                         struct tsr_cut cut, struct tsr_dropout drop) {
     if (net->mesh.tp == 1 && drop.p == 0.0f)
-        return tsr_row_linear(net, out, in, b->n, weight, cut, bias, residual);
-    TSR_TRY(tsr_row_linear(net, w->part, in, b->n, weight, cut, NULL, NULL));
-    TSR_TRY(tsr_tp_sum(net, b, w->part, w->staged));
+        return tsr_row_linear(net, out, false, in, b->n, weight, cut, bias, residual);
+    TSR_TRY(tsr_row_linear(net, w->sum, true, in, b->n, weight, cut, NULL, NULL));
+    TSR_TRY(tsr_tp_sum(net, b, w->sum, NULL, w->staged));
     int c = (int)net->m->hidden;
-    return net->ctx->ops->bias_dropout_add(net->ctx, out, residual, w->part, false,
+    return net->ctx->ops->bias_dropout_add(net->ctx, out, residual, w->sum, true,
                                            bias ? bias->w : NULL, &drop, b->local_segs,
                                            b->n_local_segs, c, c, 0);
 }
@@ -168,6 +168,15 @@ static int row_parallel_backward(struct tsr_net *net, const struct tsr_batch *b,
     return tsr_tp_rows(net, b, d, w->whole2, w->staged, dy);
 }
 
+// w->part (Nl, C) = gradient of what column-parallel products read, summed over ranks by the tree.
+static int column_parallel_dx(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w,
+                              const struct tsr_dx_source *sources, int n) {
+    bool joined = net->mesh.tp > 1;
+    void *dx = joined ? w->sum : w->part;
+    TSR_TRY(tsr_column_linear_dx(net, dx, joined, b->n, sources, n));
+    return tsr_tp_sum(net, b, w->sum, w->part, w->staged);
+}
+
 // w->part (Nl, C) = gradient of `in` of ffn_forward, given d (Nl, C) of its sum.
 static int ffn_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
                         struct tsr_acts *a, struct tsr_work *w, const tsr_elem *in,
@@ -200,52 +209,73 @@ static int ffn_backward(struct tsr_net *net, int layer, const struct tsr_batch *
     TSR_TRY(tsr_linear_dw(net, b, P(UP_W), src[1].dy, h));
     TSR_TRY(tsr_column_bias_grad(net, b, P(UP_B), src[1].dy));
     int skip = net->m->gated ? 0 : 1;
-    TSR_TRY(tsr_column_linear_dx(net, w->part, b->n, src + skip, 2 - skip));
-    return tsr_tp_sum(net, b, w->part, w->staged);
+    return column_parallel_dx(net, b, w, src + skip, 2 - skip);
 }
 
-// KV heads that several ranks need: the tree over ranks of their gradients, on each of them.
-static int sum_shared_kv(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w) {
+// Moves the shared heads of one side between dkv (N, nkv, D), of type `dtype`, and its half
+// (N, n_shared, D) of w->shared.
+static int move_shared(struct tsr_net *net, const struct tsr_batch *b, float *half, char *dkv,
+                       enum tsr_dtype dtype, bool to_half) {
     const struct tsr_ops *ops = net->ctx->ops;
-    int D = (int)net->m->head_dim, nkv = (int)tsr_range_len(net->kv), ns = net->n_shared_kv;
-    size_t half = (size_t)b->n * (size_t)(ns * D);
-    TSR_TRY(ops->zero(net->ctx, w->shared, 2 * half * sizeof(float)));
-    for (int pass = 0; pass < 2; pass++) {
-        for (int i = 0; i < ns; i++) {
-            int64_t local = net->shared_kv[i] - net->kv.lo;
-            if (local < 0 || local >= nkv)
-                continue;
-            for (int side = 0; side < 2; side++) {
-                tsr_elem *mine = tsr_at(net->ctx, side ? w->dv : w->dk, local * D);
-                tsr_elem *all = w->shared + (size_t)side * half + (size_t)(i * D);
-                if (pass == 0)
-                    TSR_TRY(ops->copy_2d(net->ctx, all, ns * D, mine, nkv * D, b->n, D));
-                else
-                    TSR_TRY(ops->copy_2d(net->ctx, mine, nkv * D, all, ns * D, b->n, D));
-            }
-        }
-        if (pass == 0)
-            TSR_TRY(net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, w->shared, 2 * half));
+    int64_t D = net->m->head_dim, nkv = tsr_range_len(net->kv), ns = net->n_shared_kv;
+    for (int i = 0; i < ns; i++) {
+        int64_t local = net->shared_kv[i] - net->kv.lo;
+        if (local < 0 || local >= nkv)
+            continue;
+        char *mine = dkv + local * D * (int64_t)tsr_dtype_size(dtype);
+        if (to_half)
+            TSR_TRY(ops->convert(net->ctx, TSR_DT_F32, half + i * D, ns * D, dtype, mine, nkv * D,
+                                 b->n, D));
+        else
+            TSR_TRY(ops->convert(net->ctx, dtype, mine, nkv * D, TSR_DT_F32, half + i * D, ns * D,
+                                 b->n, D));
     }
     return 0;
+}
+
+// dkv = tree over the slots held here. When other ranks have slots of some of the heads, `half`
+// gets those in fp32.
+static int join_slots(struct tsr_net *net, const struct tsr_batch *b, const struct tsr_work *w,
+                      tsr_elem *dkv, const tsr_elem *slots, float *half) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    int D = (int)net->m->head_dim, nkv = (int)tsr_range_len(net->kv), ld = nkv * D;
+    enum tsr_dtype dtype = net->ctx->dtype;
+    if (slots == dkv) // one slot each
+        return half ? move_shared(net, b, half, dkv, dtype, true) : 0;
+    void *sum = w->wide_kv ? w->wide_kv : dkv;
+    TSR_TRY(ops->kv_slot_sum(net->ctx, sum, w->wide_kv != NULL, slots, net->slots, net->n_slots,
+                             net->Vl, nkv, b->n, D));
+    if (half)
+        TSR_TRY(move_shared(net, b, half, sum, w->wide_kv ? TSR_DT_F32 : dtype, true));
+    return sum == dkv ? 0 : ops->convert(net->ctx, dtype, dkv, ld, TSR_DT_F32, sum, ld, b->n, ld);
+}
+
+// w->dk and w->dv (N, nkv, D) from the slots: of KV heads that several ranks need, the tree over
+// ranks, on each of them.
+static int join_kv(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w) {
+    const struct tsr_ops *ops = net->ctx->ops;
+    bool shared = net->n_shared_kv > 0;
+    size_t n = (size_t)b->n * (size_t)(net->n_shared_kv * net->m->head_dim);
+    float *half[2] = {w->shared, shared ? w->shared + n : NULL};
+    if (shared)
+        TSR_TRY(ops->zero(net->ctx, w->shared, 2 * n * sizeof(float)));
+    TSR_TRY(join_slots(net, b, w, w->dk, w->slot_k, half[0]));
+    TSR_TRY(join_slots(net, b, w, w->dv, w->slot_v, half[1]));
+    if (!shared)
+        return 0;
+    TSR_TRY(net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, w->shared, 2 * n));
+    TSR_TRY(move_shared(net, b, half[0], w->dk, net->ctx->dtype, false));
+    return move_shared(net, b, half[1], w->dv, net->ctx->dtype, false);
 }
 
 // dq, dk, dv of the heads held here, joined over the pieces that share a KV head.
 static int attention_core_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
                                    struct tsr_acts *a, struct tsr_work *w) {
     const struct tsr_ops *ops = net->ctx->ops;
-    int D = (int)net->m->head_dim, nkv = (int)tsr_range_len(net->kv);
     struct tsr_attn attn = tsr_block_attn(net, b, layer, true);
     TSR_TRY(ops->attention_bwd(net->ctx, &attn, net->slots, net->n_slots, w->dq, w->slot_k,
                                w->slot_v, w->part, a->o, a->lse, a->q, a->k, a->v));
-    if (w->slot_k != w->dk) {
-        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dk, false, w->slot_k, net->slots, net->n_slots,
-                                 net->Vl, nkv, b->n, D));
-        TSR_TRY(ops->kv_slot_sum(net->ctx, w->dv, false, w->slot_v, net->slots, net->n_slots,
-                                 net->Vl, nkv, b->n, D));
-    }
-    if (net->n_shared_kv > 0)
-        TSR_TRY(sum_shared_kv(net, b, w));
+    TSR_TRY(join_kv(net, b, w));
     return rotate(net, b, w->dq, w->dk, true);
 }
 
@@ -271,8 +301,7 @@ static int attention_backward(struct tsr_net *net, int layer, const struct tsr_b
     struct tsr_dx_source src[3] = {{w->dq, P(Q_W), {net->q_bound, D}},
                                    {w->dk, P(K_W), {net->kv_first, D}},
                                    {w->dv, P(V_W), {net->kv_first, D}}};
-    TSR_TRY(tsr_column_linear_dx(net, w->part, b->n, src, 3));
-    return tsr_tp_sum(net, b, w->part, w->staged);
+    return column_parallel_dx(net, b, w, src, 3);
 }
 
 // Fills what the mode didn't keep: the same operations give the same bits.

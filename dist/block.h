@@ -30,15 +30,19 @@ struct tsr_acts {
 
 // Scratch of one rank, reused by every block. Sizes in elements of the dtype.
 struct tsr_work {
-    tsr_elem *whole1, *whole2, *staged; // (N, C) each; sequence parallelism only
-    tsr_elem *part;                     // (N, max(C, nq D)) a product not yet summed over ranks
-    tsr_elem *dy;                       // (Nl, C)
-    tsr_elem *dmid;                     // (Nl, C)
-    tsr_elem *dq;                       // (N, nq D)
-    tsr_elem *dk, *dv;                  // (N, nkv D)
-    tsr_elem *slot_k, *slot_v;          // (N, n_slots D)
-    float *shared;                      // (2, N, n_shared, D)
-    tsr_elem *da;                       // (N, F)
+    tsr_elem *whole1, *whole2; // (N, C) each; sequence parallelism only
+    float *staged;             // (N, C) likewise
+    tsr_elem *part;            // (N, max(C, nq D)) a product
+    float *sum;                // (N, C) a product not yet summed over ranks: in fp32 it
+                               // is `part`; NULL when there is no such product
+    tsr_elem *dy;              // (Nl, C)
+    tsr_elem *dmid;            // (Nl, C)
+    tsr_elem *dq;              // (N, nq D)
+    tsr_elem *dk, *dv;         // (N, nkv D)
+    tsr_elem *slot_k, *slot_v; // (N, n_slots D)
+    float *shared;             // (2, N, n_shared, D)
+    float *wide_kv;            // (N, nkv D) sums of slots that ranks join; NULL: as dk, dv
+    tsr_elem *da;              // (N, F)
 };
 
 // Lays one block's activations out: `own` gets what must live until backward; what is computed

@@ -15,6 +15,7 @@
 struct tsr_comm;
 
 // A set of ranks; rank and size are within it. A group of one makes every call a no-op or copy.
+// The world's group may be of the host's transport only: comm->control is for it.
 struct tsr_group {
     const char *name; // "tp", "pp", "dp", "world"
     int rank, size;
@@ -77,9 +78,11 @@ struct tsr_comm_ops {
     int (*barrier)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const char *what,
                    double timeout_s);
 
-    // Point to point within a group; tags keep micro-batches apart. Buffers stay untouched until
-    // wait. A request that was never started (all zero) waits at once; wait zeroes the request
-    // when it succeeds. Messages may be empty.
+    // Point to point within a group; tags keep micro-batches apart. Messages between two ranks
+    // whose tags are both even or both odd are received in the order in which they are sent: a
+    // transport may have no more than two ways. Buffers stay untouched until wait. A request that
+    // was never started (all zero) waits at once; wait zeroes the request when it succeeds.
+    // Messages may be empty.
     int (*send)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const void *buf,
                 size_t n_bytes, int to, int tag, struct tsr_request *r);
     int (*recv)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf, size_t n_bytes,
@@ -105,7 +108,8 @@ struct tsr_comm {
     double seconds;                     // spent waiting in calls, for the bench report
     struct tsr_group world_group;
     int culprit;         // 1 + the rank whose failure tsr_agree made known to all; 0: none
-    void *impl;          // of the transport
+    void *impl;          // of the host's transport
+    void *device;        // of the devices' transport, or NULL
     size_t buffer_bytes; // that its open groups hold for the ranks to meet in
     bool pretend;        // nothing is sent, only counted; there is nobody else
 };

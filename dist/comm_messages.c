@@ -123,29 +123,11 @@ int tsr_messages_gather(struct tsr_comm *c, struct tsr_mpi_group *g, char *recv)
     return 0;
 }
 
-// Binomial tree over ranks counted from the root: a rank's parent is itself without its lowest
-// bit, its children are itself plus each lower power of two.
-static int lowest_bit(int relative, int size) {
-    if (relative)
-        return relative & -relative;
-    int bit = 1;
-    while (bit < size)
-        bit <<= 1;
-    return bit;
-}
-
-int tsr_broadcast_children(int rank, int size, int root) {
-    int relative = (rank - root + size) % size, n = 0;
-    for (int bit = lowest_bit(relative, size) >> 1; bit; bit >>= 1)
-        n += relative + bit < size;
-    return n;
-}
-
 int tsr_messages_broadcast(struct tsr_comm *c, struct tsr_mpi_group *g, char *buf, size_t n_bytes,
                            int root) {
     static const char what[] = "broadcast";
     int relative = (g->rank - root + g->size) % g->size;
-    int low = lowest_bit(relative, g->size);
+    int low = tsr_lowest_bit(relative, g->size);
     for (size_t at = 0; at < n_bytes; at += BROADCAST_PART) {
         size_t len = n_bytes - at < BROADCAST_PART ? n_bytes - at : BROADCAST_PART;
         if (relative) {

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include "core/pieces.h"
 #include "dist/comm.h"
+#include "dist/comm_impl.h"
 
 // A send or receive under way, in as many MPI messages as its size needs. Kept for reuse.
 struct tsr_pending {
@@ -92,17 +93,6 @@ int tsr_mpi_wait(struct tsr_comm *c, struct tsr_request *r);
 typedef void tsr_joiner(float *out, const float *a, const float *b, size_t n);
 tsr_joiner tsr_join_add, tsr_join_max;
 void tsr_tree_join(tsr_joiner *join, float *out, const float *const *in, int n_in, size_t n);
-
-// Elements that round t moves of slice r, `part` to a round.
-static inline size_t tsr_round_len(const size_t *offset, int r, size_t t, size_t part) {
-    size_t len = offset[r + 1] - offset[r];
-    if (t * part >= len)
-        return 0;
-    return len - t * part < part ? len - t * part : part;
-}
-
-// Rounds until the longest slice is through.
-size_t tsr_n_rounds(const size_t *offset, int size, size_t part);
 
 // ---- collectives; groups of at least two. Slices are given by g->offset, in elements for sums
 // and in bytes for gathers.

@@ -49,12 +49,3 @@ void tsr_tree_join(tsr_joiner *join, float *out, const float *const *in, int n_i
     for (size_t at = 0; at < n; at += BLOCK)
         join_block(join, out, in, n_in, at, n - at < BLOCK ? n - at : BLOCK);
 }
-
-size_t tsr_n_rounds(const size_t *offset, int size, size_t part) {
-    size_t most = 0;
-    for (int r = 0; r < size; r++) {
-        size_t len = offset[r + 1] - offset[r];
-        most = len > most ? len : most;
-    }
-    return most == 0 ? 0 : (most - 1) / part + 1;
-}

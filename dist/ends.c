@@ -14,11 +14,16 @@ int tsr_embed_forward(struct tsr_net *net, const struct tsr_batch *b, struct tsr
     const struct tsr_ops *ops = net->ctx->ops;
     int c = (int)net->m->hidden, v = (int)tsr_range_len(net->vocab);
     struct tsr_dropout drop = embed_dropout(net, training);
-    TSR_TRY(ops->embedding(net->ctx, w->part, b->ids, net->tok_embed->w, (int)net->vocab.lo, v,
-                           b->n, c));
-    TSR_TRY(tsr_tp_sum(net, b, w->part, w->staged));
+    TSR_TRY(ops->embedding(net->ctx, w->part, b->device.ids, net->tok_embed->w, (int)net->vocab.lo,
+                           v, b->n, c));
+    // One rank has the row, the others +0: exact in any type, but sums between ranks are fp32.
+    if (net->mesh.tp > 1 && w->sum != w->part)
+        TSR_TRY(
+            ops->convert(net->ctx, TSR_DT_F32, w->sum, c, net->ctx->dtype, w->part, c, b->n, c));
+    TSR_TRY(tsr_tp_sum(net, b, w->sum, w->part, w->staged));
     if (net->pos_embed)
-        TSR_TRY(ops->position(net->ctx, w->part, b->pos_local, net->pos_embed->w, b->n_local, c));
+        TSR_TRY(ops->position(net->ctx, w->part, b->device.pos_local, net->pos_embed->w, b->n_local,
+                              c));
     return ops->bias_dropout_add(net->ctx, x, NULL, w->part, false, NULL, &drop, b->local_segs,
                                  b->n_local_segs, c, c, 0);
 }
@@ -46,12 +51,26 @@ int tsr_embed_backward(struct tsr_net *net, const struct tsr_batch *b, struct ts
         // From whole rows on every rank: documents of one sequence repeat positions, so a chain
         // may run over tokens of several ranks.
         TSR_TRY(table_grad(net, b, net->pos_embed, &g));
-        TSR_TRY(ops->embedding_bwd(net->ctx, g, b->pos, whole, b->piece_rows, b->n_piece_rows,
-                                   b->n_pieces, 0, (int)net->pos_embed->rows, c));
+        TSR_TRY(ops->embedding_bwd(net->ctx, g, b->device.pos, whole, b->piece_rows,
+                                   b->n_piece_rows, b->n_pieces, 0, (int)net->pos_embed->rows, c));
     }
     TSR_TRY(table_grad(net, b, net->tok_embed, &g));
-    return ops->embedding_bwd(net->ctx, g, b->ids, whole, b->piece_rows, b->n_piece_rows,
+    return ops->embedding_bwd(net->ctx, g, b->device.ids, whole, b->piece_rows, b->n_piece_rows,
                               b->n_pieces, (int)net->vocab.lo, (int)tsr_range_len(net->vocab), c);
+}
+
+// A whole micro-batch only when its virtual replicas must be joined by the tree inside one product;
+// otherwise the chain of a weight gradient continues from stretch to stretch.
+int tsr_head_rows(const struct tsr_batch *b, int at) {
+    enum { MOST = 1024 }; // a multiple of the groups of any product
+    int left = b->n - at, T = b->seq_len, n = MOST;
+    if (b->n_pieces > 1 || b->n <= MOST)
+        return left;
+    if (T <= MOST)
+        n = MOST / T * T;
+    else if (T - at % T < MOST)
+        n = T - at % T;
+    return n < left ? n : left;
 }
 
 int tsr_head_logits(struct tsr_net *net, tsr_elem *logits, const tsr_elem *h, int n) {
@@ -76,9 +95,9 @@ static int loss_rows(struct tsr_net *net, struct tsr_ends *e, const tsr_elem *h,
 
 // dh rows [0, n) = dlogits w by vocabulary pieces, and dw from the same rows.
 static int head_backward(struct tsr_net *net, const struct tsr_batch *b, struct tsr_ends *e,
-                         const tsr_elem *h, int n, bool fresh, tsr_elem *dh) {
+                         const tsr_elem *h, int n, bool fresh, void *dh, bool f32) {
     struct tsr_dx_source src = {e->logits, net->head, {net->vocab_bound, 1}};
-    TSR_TRY(tsr_column_linear_dx(net, dh, n, &src, 1));
+    TSR_TRY(tsr_column_linear_dx(net, dh, f32, n, &src, 1));
     struct tsr_batch rows = *b; // the same replica, a stretch of its tokens
     rows.n = n;
     rows.fresh = fresh;
@@ -86,28 +105,27 @@ static int head_backward(struct tsr_net *net, const struct tsr_batch *b, struct 
 }
 
 int tsr_head_forward(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w,
-                     struct tsr_ends *e, const tsr_elem *y, float *mean, float *rstd,
-                     float *host_loss, tsr_elem *dh, float scale) {
+                     struct tsr_ends *e, const tsr_elem *y, float *mean, float *rstd, tsr_elem *dh,
+                     float scale) {
     const struct tsr_ops *ops = net->ctx->ops;
     int64_t c = net->m->hidden;
     const tsr_elem *h = y;
+    bool joined = net->mesh.tp > 1;
     if (net->final_w) {
         TSR_TRY(tsr_norm(net, e->h, mean, rstd, y, net->final_w, net->final_b, b->n_local));
         h = e->h;
     }
     TSR_TRY(tsr_tp_rows(net, b, h, w->whole1, w->staged, &h));
-    for (int at = 0; at < b->n; at += e->head_rows) {
-        int n = b->n - at < e->head_rows ? b->n - at : e->head_rows;
+    for (int at = 0, n; at < b->n; at += n) {
+        n = tsr_head_rows(b, at);
         const tsr_elem *rows = tsr_at(net->ctx, h, at * c);
-        TSR_TRY(loss_rows(net, e, rows, b->targets + at, n, e->loss + at, dh != NULL, scale));
+        TSR_TRY(
+            loss_rows(net, e, rows, b->device.targets + at, n, e->loss + at, dh != NULL, scale));
         if (dh)
             TSR_TRY(head_backward(net, b, e, rows, n, b->fresh && at == 0,
-                                  tsr_at(net->ctx, w->part, at * c)));
+                                  joined ? (void *)(w->sum + at * c) : tsr_at(net->ctx, dh, at * c),
+                                  joined));
     }
-    TSR_TRY(ops->to_host(net->ctx, host_loss, e->loss, (size_t)b->n * sizeof(float)));
-    if (!dh)
-        return 0;
-    TSR_TRY(tsr_tp_sum(net, b, w->part, w->staged));
-    return ops->copy(net->ctx, dh, w->part,
-                     (size_t)(b->n_local * c) * tsr_dtype_size(net->ctx->dtype));
+    TSR_TRY(ops->to_host(net->ctx, b->loss, e->loss, (size_t)b->n * sizeof(float)));
+    return dh ? tsr_tp_sum(net, b, w->sum, dh, w->staged) : 0;
 }

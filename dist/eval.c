@@ -45,7 +45,7 @@ static int keep_losses(struct eval *e, const struct tsr_batch *b, int64_t first)
     for (int s = 0; s < b->n_seqs && first + s < e->n; s++) {
         double sum = 0.0, n = 0.0;
         for (int i = s * b->seq_len; i < (s + 1) * b->seq_len; i++) {
-            sum += (double)e->t->state.host_loss[i];
+            sum += (double)b->loss[i];
             n += b->targets[i] >= 0;
         }
         TSR_TRY(tsr_leaves_push(&e->sums, 2 * (first + s), sum));

@@ -29,6 +29,7 @@ int tsr_executor_open(struct tsr_executor *x, struct tsr_model_state *s, const s
     const struct tsr_mesh *mesh = &net->mesh;
     memset(x, 0, sizeof *x);
     x->s = s;
+    x->n_micro_batches = n_micro_batches;
     x->n_actions = tsr_schedule_size(n_micro_batches, mesh->chunks);
     x->actions = calloc((size_t)x->n_actions, sizeof *x->actions);
     x->send_y = calloc((size_t)mesh->chunks, sizeof *x->send_y);
@@ -135,13 +136,13 @@ static int give(struct tsr_executor *x, const struct tsr_action *a, const tsr_el
     return net->comm->ops->send(net->ctx, net->comm, &net->pp, buf, n_bytes, e.peer, e.tag, r);
 }
 
-// Sums the micro-batch's token losses into its virtual replicas, in token order and in double.
+// Sums a micro-batch's token losses into its virtual replicas, in token order and in double.
 static void add_losses(struct tsr_executor *x, const struct tsr_batch *b) {
     int per_piece = b->n / b->n_pieces;
     for (int p = 0; p < b->n_pieces; p++) {
         double sum = b->fresh ? 0.0 : x->loss[b->first_piece + p];
         for (int i = p * per_piece; i < (p + 1) * per_piece; i++)
-            sum += (double)x->s->host_loss[i];
+            sum += (double)b->loss[i];
         x->loss[b->first_piece + p] = sum;
     }
 }
@@ -156,11 +157,8 @@ static int forward(struct tsr_executor *x, const struct tsr_action *a, const str
     if (!st->first)
         TSR_TRY(net->ctx->ops->copy(net->ctx, tsr_slot_input(st, slot), x->in[0][at], n_bytes));
     TSR_TRY(tsr_stage_forward(x->s, a->chunk, slot, b, true, loss_scale));
-    if (st->last) {
-        TSR_TRY(net->ctx->ops->sync(net->ctx));
-        add_losses(x, b);
+    if (st->last)
         TSR_TRY(tsr_grads_merge_head(net, b));
-    }
     return give(x, a, st->slots[slot].y, n_bytes, &x->send_y[a->chunk][slot]);
 }
 
@@ -196,6 +194,17 @@ static int run_action(struct tsr_executor *x, int i, const struct tsr_batch *bat
     return rc;
 }
 
+// Losses are read once a step: waiting for those of each micro-batch would leave a device idle.
+static int add_all_losses(struct tsr_executor *x, const struct tsr_batch *batches) {
+    struct tsr_net *net = x->s->net;
+    if (!x->s->stages[x->s->n_chunks - 1].last)
+        return 0;
+    TSR_TRY(net->ctx->ops->sync(net->ctx));
+    for (int i = 0; i < x->n_micro_batches; i++)
+        add_losses(x, &batches[i]);
+    return 0;
+}
+
 int tsr_executor_run(struct tsr_executor *x, const struct tsr_batch *batches, float loss_scale) {
     size_t n_bytes = row_bytes(x, &batches[0]);
     TSR_TRY(post(x, 0, x->in_at[x->actions[0].kind], n_bytes));
@@ -206,5 +215,5 @@ int tsr_executor_run(struct tsr_executor *x, const struct tsr_batch *batches, fl
     for (int c = 0; c < x->s->n_chunks; c++)
         for (int i = 0; i < x->s->stages[c].n_slots; i++)
             TSR_TRY(wait(x, &x->send_y[c][i]));
-    return 0;
+    return add_all_losses(x, batches);
 }

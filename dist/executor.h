@@ -15,7 +15,7 @@ struct tsr_times { // seconds of this rank since reset
 struct tsr_executor {
     struct tsr_model_state *s;
     struct tsr_action *actions; // of a training step
-    int n_actions;
+    int n_actions, n_micro_batches;
     tsr_elem *in[2][TSR_RING]; // [direction] received rows (Nl, C); backward ones turn into dx
     struct tsr_request recv[2][TSR_RING], send_dx[TSR_RING];
     int in_at[2];                // ring position of the next action of that direction

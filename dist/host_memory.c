@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
+#include "core/arena.h"
 #include "core/error.h"
 #include "dist/leaves.h"
 #include "kernels/cpu/pages.h"
@@ -22,14 +23,23 @@ struct card {
     uint64_t nonce;   // at the segment's end: another machine of that name may have such a pid
 };
 
-enum { TAIL = sizeof(uint64_t) };
+// What stands behind a segment. It doesn't cross a page's border.
+struct tail {
+    uint64_t nonce;
+    _Atomic uint64_t counter;
+};
 
-static size_t mapped(size_t n_bytes) {
-    return n_bytes + TAIL;
+static size_t tail_at(size_t n_bytes) {
+    return tsr_align_up(n_bytes);
 }
 
-static char *nonce_at(char *segment, size_t n_bytes) {
-    return segment + n_bytes;
+static size_t mapped(size_t n_bytes) {
+    return tail_at(n_bytes) + TSR_ALIGN;
+}
+
+static struct tail *tail_of(char *segment, size_t n_bytes) {
+    _Static_assert(sizeof(struct tail) <= TSR_ALIGN, "it has its place");
+    return (struct tail *)(void *)(segment + tail_at(n_bytes));
 }
 
 // A file in memory, all of it allocated: what is missing is told here, not by a signal later.
@@ -59,25 +69,36 @@ static int make_segment(struct tsr_host_memory *m, struct card *card, bool alone
     tsr_pages_populate(p, n);
     if (getrandom(&card->nonce, sizeof card->nonce, GRND_NONBLOCK) != sizeof card->nonce)
         card->nonce = (uint64_t)getpid() << 32 ^ (uint64_t)(uintptr_t)p;
-    memcpy(nonce_at(p, card->n_bytes), &card->nonce, TAIL);
+    tail_of(p, card->n_bytes)->nonce = card->nonce;
     m->shared = card->fd >= 0;
     m->at[0] = p;
     return 0;
+}
+
+// For reading, but for the page with the tail.
+static char *map_fd(int fd, size_t n, size_t n_bytes) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    if (mprotect(p, tail_at(n_bytes) / page * page, PROT_READ) == 0)
+        return p;
+    munmap(p, n);
+    return NULL;
 }
 
 static char *map_other(const struct card *card) {
     char path[64];
     const size_t n = mapped(card->n_bytes);
     snprintf(path, sizeof path, "/proc/%" PRId64 "/fd/%d", card->pid, card->fd);
-    int fd = card->fd >= 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    int fd = card->fd >= 0 ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (fd < 0)
         return NULL;
-    char *p = lseek(fd, 0, SEEK_END) == (off_t)n ? mmap(NULL, n, PROT_READ, MAP_SHARED, fd, 0)
-                                                 : MAP_FAILED;
+    char *p = lseek(fd, 0, SEEK_END) == (off_t)n ? map_fd(fd, n, card->n_bytes) : NULL;
     close(fd);
-    if (p == MAP_FAILED)
+    if (!p)
         return NULL;
-    if (memcmp(nonce_at(p, card->n_bytes), &card->nonce, TAIL) == 0)
+    if (tail_of(p, card->n_bytes)->nonce == card->nonce)
         return p;
     munmap(p, n);
     return NULL;
@@ -176,6 +197,8 @@ int tsr_host_memory_open(struct tsr_host_memory *m, struct tsr_ctx *ctx, struct 
     rc = tsr_agree(ctx, c, rc);
     if (rc == 0)
         rc = join(m, ctx, c, cards);
+    if (rc == 0)
+        m->counter = &tail_of(m->at[0], m->n_bytes[0])->counter;
     if (own && own->fd >= 0)
         close(own->fd);
     free(cards);

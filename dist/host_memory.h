@@ -2,6 +2,7 @@
 #ifndef TSR_DIST_HOST_MEMORY_H
 #define TSR_DIST_HOST_MEMORY_H
 
+#include <stdatomic.h>
 #include "dist/comm.h"
 
 struct tsr_host_memory {
@@ -9,6 +10,7 @@ struct tsr_host_memory {
     char **at;       // (n) their segments
     size_t *n_bytes; // (n)
     bool shared;     // the own segment is a file in memory
+    _Atomic uint64_t *counter; // that all of them may count on, in the first one's; 0 at first
 };
 
 // A segment of n_bytes on every rank, zero, its pages there already. Where processes can't open

@@ -14,12 +14,24 @@ struct tsr_infer {
     int most;                    // tokens of one forward
     int capacity;                // tokens of the cache
     struct tsr_kv_cache *caches; // per layer held here
+    struct tsr_segment *segs;    // the batch's one with each layer's cache
     int32_t *blocks;
     void *cache_slab;
     size_t cache_bytes;
-    tsr_elem *x;   // (most, C)
-    float *logits; // (vocab) of the last token, on the last stage
-    struct tsr_candidate *scratch;
+    tsr_elem *x; // (most, C)
+
+    // Of the last token, on the last stage's device: all ranks' logits, the same in fp32 (the same
+    // memory where that is the type), and the token that was picked.
+    tsr_elem *gathered;
+    float *logits;
+    int32_t *picked;
+    void *pick_slab;
+    size_t pick_bytes;
+    // What picking reads and writes on the host, at addresses that stay.
+    struct tsr_sampling sampling;
+    uint64_t index;
+    int32_t next;
+    void *step; // a step of one token as it was recorded, or NULL
 };
 
 // Opens a model directory over the ranks of the communicator. `capacity` tokens of cache (0: no

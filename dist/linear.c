@@ -23,7 +23,7 @@ int tsr_column_linear(struct tsr_net *net, tsr_elem *y, const tsr_elem *x, int n
     return net->ctx->ops->gemm(net->ctx, &g);
 }
 
-int tsr_row_linear(struct tsr_net *net, tsr_elem *y, const tsr_elem *x, int n,
+int tsr_row_linear(struct tsr_net *net, void *y, bool f32, const tsr_elem *x, int n,
                    const struct tsr_param *w, struct tsr_cut cut, const struct tsr_param *bias,
                    const tsr_elem *residual) {
     struct tsr_gemm_seg segs[TSR_MAX_SEGS];
@@ -47,6 +47,7 @@ int tsr_row_linear(struct tsr_net *net, tsr_elem *y, const tsr_elem *x, int n,
                          .segs = segs,
                          .c = y,
                          .ldc = w->rows,
+                         .c_f32 = f32,
                          .bias = weights_of(bias),
                          .residual = residual,
                          .ldr = w->rows};
@@ -67,7 +68,7 @@ int tsr_row_linear_dx(struct tsr_net *net, tsr_elem *dx, const tsr_elem *dy, int
     return net->ctx->ops->gemm(net->ctx, &g);
 }
 
-int tsr_column_linear_dx(struct tsr_net *net, tsr_elem *dx, int n,
+int tsr_column_linear_dx(struct tsr_net *net, void *dx, bool f32, int n,
                          const struct tsr_dx_source *sources, int n_sources) {
     struct tsr_gemm_seg segs[TSR_MAX_SEGS];
     int n_segs = 0, c = (int)sources[0].w->cols;
@@ -86,35 +87,46 @@ int tsr_column_linear_dx(struct tsr_net *net, tsr_elem *dx, int n,
                                       .k = hi - lo,
                                       .piece = v};
         }
-    struct tsr_gemm g = {
-        .m = n, .n = c, .n_pieces = net->Vl, .n_segs = n_segs, .segs = segs, .c = dx, .ldc = c};
+    struct tsr_gemm g = {.m = n,
+                         .n = c,
+                         .n_pieces = net->Vl,
+                         .n_segs = n_segs,
+                         .segs = segs,
+                         .c = dx,
+                         .ldc = c,
+                         .c_f32 = f32};
     return net->ctx->ops->gemm(net->ctx, &g);
 }
 
 int tsr_linear_dw(struct tsr_net *net, const struct tsr_batch *b, const struct tsr_param *w,
                   const tsr_elem *dy, const tsr_elem *x) {
-    struct tsr_gemm_seg segs[TSR_MAX_SEGS];
-    int per_piece = b->n / b->n_pieces;
-    TSR_ASSERT(b->n_pieces <= TSR_MAX_SEGS);
-    for (int w_piece = 0; w_piece < b->n_pieces; w_piece++) {
-        int64_t row = (int64_t)w_piece * per_piece;
-        segs[w_piece] = (struct tsr_gemm_seg){.a = tsr_at(net->ctx, dy, row * w->rows),
-                                              .a_i = 1,
-                                              .a_p = w->rows,
-                                              .b = tsr_at(net->ctx, x, row * w->cols),
-                                              .b_p = w->cols,
-                                              .b_j = 1,
-                                              .k = per_piece,
-                                              .piece = w_piece};
+    int per_piece = b->n / b->n_pieces, run = per_piece;
+    // A product of 16-bit elements takes its terms in groups from where a segment begins: one for
+    // each sequence, so that groups are the same in every micro-batch.
+    if (net->ctx->dtype != TSR_DT_F32 && b->seq_len < run)
+        run = b->seq_len;
+    int n_segs = b->n / run;
+    TSR_ASSERT(n_segs <= b->n_seqs && n_segs * run == b->n);
+    for (int i = 0; i < n_segs; i++) {
+        int64_t row = (int64_t)i * run;
+        b->products[i] = (struct tsr_gemm_seg){.a = tsr_at(net->ctx, dy, row * w->rows),
+                                               .a_i = 1,
+                                               .a_p = w->rows,
+                                               .b = tsr_at(net->ctx, x, row * w->cols),
+                                               .b_p = w->cols,
+                                               .b_j = 1,
+                                               .k = run,
+                                               .piece = (int)(row / per_piece)};
     }
     struct tsr_gemm g = {.m = (int)w->rows,
                          .n = (int)w->cols,
                          .n_pieces = b->n_pieces,
-                         .n_segs = b->n_pieces,
-                         .segs = segs,
+                         .n_segs = n_segs,
+                         .segs = b->products,
                          .mode = b->fresh ? TSR_GEMM_STORE : TSR_GEMM_CHAIN,
                          .c = tsr_net_grad(net, w, tsr_grad_level(b)),
-                         .ldc = w->cols};
+                         .ldc = w->cols,
+                         .c_f32 = true};
     return net->ctx->ops->gemm(net->ctx, &g);
 }
 

@@ -16,8 +16,9 @@ int tsr_column_linear(struct tsr_net *net, tsr_elem *y, const tsr_elem *x, int n
                       const struct tsr_param *w, const struct tsr_param *bias);
 
 // y (n, rows) = x (n, cols) w^T summed by pieces of cols; with bias and residual (n, rows) when
-// given. Not yet summed over ranks.
-int tsr_row_linear(struct tsr_net *net, tsr_elem *y, const tsr_elem *x, int n,
+// given. Not yet summed over ranks. f32: y is fp32 whatever the layers' type, for a sum that isn't
+// complete; then without bias and residual.
+int tsr_row_linear(struct tsr_net *net, void *y, bool f32, const tsr_elem *x, int n,
                    const struct tsr_param *w, struct tsr_cut cut, const struct tsr_param *bias,
                    const tsr_elem *residual);
 
@@ -31,8 +32,8 @@ struct tsr_dx_source {
     const struct tsr_param *w;
     struct tsr_cut cut;
 };
-// dx (n, C) = over local pieces, the tree of one chain over the sources in order.
-int tsr_column_linear_dx(struct tsr_net *net, tsr_elem *dx, int n,
+// dx (n, C) = over local pieces, the tree of one chain over the sources in order. f32: as above.
+int tsr_column_linear_dx(struct tsr_net *net, void *dx, bool f32, int n,
                          const struct tsr_dx_source *sources, int n_sources);
 
 // Gradient of w over the micro-batch, into its buffer at the batch's level: dw (rows, cols) =

@@ -27,8 +27,9 @@ static size_t data_bytes(const struct tsr_trainer *t) {
     size_t n = tsr_batch_bytes(&t->net, mb, T) + sizeof *t->batches;
     n *= (size_t)t->n_micro;
     n += (size_t)(T + 1) * sizeof *t->tokens;
+    n += (size_t)t->net.n_sums * sizeof *t->net.host_sums;
     n += t->doc_start ? (size_t)mb * (size_t)(T + 1) : 0;
-    return n + ((size_t)t->batches[0].n + 1) * sizeof *t->state.host_loss;
+    return n;
 }
 
 void tsr_memory_of(const struct tsr_trainer *t, struct tsr_memory *out) {
@@ -41,6 +42,7 @@ void tsr_memory_of(const struct tsr_trainer *t, struct tsr_memory *out) {
         .gradients = net->gradients_bytes,
         .accumulators = net->accumulators_bytes,
         .moments = net->moments_bytes,
+        .masters = net->masters_bytes,
         .activations = s->slab_bytes - blocks - head,
         .scratch = blocks + rope_bytes(net),
         .logits = head,
@@ -52,8 +54,8 @@ void tsr_memory_of(const struct tsr_trainer *t, struct tsr_memory *out) {
 size_t tsr_memory_slabs(const struct tsr_trainer *t) {
     const struct tsr_net *net = &t->net;
     return net->weights_bytes + net->gradients_bytes + net->accumulators_bytes +
-           net->moments_bytes + t->state.slab_bytes + t->executor.slab_bytes + bucket_bytes(net) +
-           rope_bytes(net);
+           net->moments_bytes + net->masters_bytes + t->state.slab_bytes + t->executor.slab_bytes +
+           bucket_bytes(net) + rope_bytes(net) + (size_t)t->n_opened * t->batches[0].slab_bytes;
 }
 
 size_t tsr_memory_get(const struct tsr_memory *m, int purpose) {

@@ -11,6 +11,7 @@
     X(gradients, "gradients")                                                                      \
     X(accumulators, "sums of vectors")                                                             \
     X(moments, "AdamW moments")                                                                    \
+    X(masters, "master weights")                                                                   \
     X(activations, "activations")                                                                  \
     X(scratch, "scratch of blocks")                                                                \
     X(logits, "logits")                                                                            \

@@ -134,7 +134,7 @@ int tsr_net_token_chains(const struct tsr_net *net) {
 
 // One pass over all slabs: measures when the arenas have no base, hands out when they do.
 static void place(struct tsr_net *net, struct tsr_arena *w, struct tsr_arena *mv,
-                  struct tsr_arena *acc) {
+                  struct tsr_arena *masters, struct tsr_arena *acc) {
     size_t g = 0, es = tsr_dtype_size(net->ctx->dtype);
     for (int i = 0; i < net->n_params; i++) {
         struct tsr_param *p = &net->params[i];
@@ -143,6 +143,8 @@ static void place(struct tsr_net *net, struct tsr_arena *w, struct tsr_arena *mv
             p->w = net->tok_embed->w;
         else
             p->w = tsr_arena_take(w, n * es);
+        if (net->opt.training && net->ctx->dtype != TSR_DT_F32 && !p->alias)
+            p->master = tsr_arena_take(masters, (size_t)p->n_own * sizeof(float));
         if (!net->opt.training || p->sum == TSR_GRAD_NONE)
             continue;
         p->g_at = g;
@@ -158,29 +160,45 @@ static void place(struct tsr_net *net, struct tsr_arena *w, struct tsr_arena *mv
             p->acc = tsr_arena_take(acc, chains * n * sizeof(float));
     }
     net->grad_elems = g;
+    if (net->opt.training)
+        net->sums = tsr_arena_take(acc, (size_t)net->n_sums * sizeof *net->sums);
+}
+
+// How many sums of squares a rank of the most makes: one of each row block of each piece.
+static void count_sums(struct tsr_net *net) {
+    for (int i = 0; i < net->n_params; i++) {
+        const struct tsr_param *p = &net->params[i];
+        if (p->counted && p->sum != TSR_GRAD_NONE)
+            net->n_sums += (p->t->split != TSR_SPLIT_NONE ? net->Vl : 1) * net->Wl;
+    }
 }
 
 static int allocate(struct tsr_net *net) {
-    struct tsr_arena w, mv, acc;
+    struct tsr_arena w, mv, masters, acc;
     tsr_arena_init(&w, "weights", NULL, 0);
     tsr_arena_init(&mv, "moments", NULL, 0);
+    tsr_arena_init(&masters, "master weights", NULL, 0);
     tsr_arena_init(&acc, "accumulators", NULL, 0);
-    place(net, &w, &mv, &acc);
+    place(net, &w, &mv, &masters, &acc);
     net->weights_bytes = w.used;
     net->moments_bytes = mv.used;
+    net->masters_bytes = masters.used;
     net->accumulators_bytes = acc.used;
     net->gradients_bytes = net->grad_elems * sizeof(float) * (size_t)net->opt.n_grad_buffers;
     const struct tsr_ops *ops = net->ctx->ops;
     TSR_TRY(ops->alloc(net->ctx, net->weights_bytes, &net->weights));
     if (net->opt.training) {
         TSR_TRY(ops->alloc(net->ctx, net->moments_bytes, &net->moments));
+        if (net->masters_bytes > 0)
+            TSR_TRY(ops->alloc(net->ctx, net->masters_bytes, &net->masters));
         TSR_TRY(ops->alloc(net->ctx, net->accumulators_bytes, &net->accumulators));
         TSR_TRY(ops->alloc(net->ctx, net->gradients_bytes, &net->gradients));
     }
     tsr_arena_init(&w, "weights", net->weights, net->weights_bytes);
     tsr_arena_init(&mv, "moments", net->moments, net->moments_bytes);
+    tsr_arena_init(&masters, "master weights", net->masters, net->masters_bytes);
     tsr_arena_init(&acc, "accumulators", net->accumulators, net->accumulators_bytes);
-    place(net, &w, &mv, &acc);
+    place(net, &w, &mv, &masters, &acc);
     return 0;
 }
 
@@ -234,6 +252,7 @@ static int open_tables(struct tsr_net *net) {
     if (!net->params || !net->layer)
         return tsr_fail(TSR_ENOMEM, "no memory for the table of parameters");
     list_params(net);
+    count_sums(net);
     for (int i = 0; i < net->n_params; i++)
         TSR_TRY(own_slices(net, &net->params[i]));
     return 0;
@@ -267,6 +286,7 @@ void tsr_net_close(struct tsr_net *net) {
     ops->free(net->ctx, net->weights, net->weights_bytes);
     ops->free(net->ctx, net->gradients, net->gradients_bytes);
     ops->free(net->ctx, net->moments, net->moments_bytes);
+    ops->free(net->ctx, net->masters, net->masters_bytes);
     ops->free(net->ctx, net->accumulators, net->accumulators_bytes);
     ops->free(net->ctx, net->rope,
               (size_t)(net->rope_positions * net->m->head_dim) * sizeof(float));

@@ -39,6 +39,7 @@ struct tsr_param {
     struct tsr_range *slices;
     int64_t n_own; // elements of those slices
     float *m, *v;  // n_own each, slice after slice
+    float *master; // likewise: fp32 weights when w is of another type; NULL: w is the master
 };
 
 struct tsr_net_opt {
@@ -76,11 +77,13 @@ struct tsr_net {
     int64_t first_param[TSR_MAX_CHUNKS + 1],
         n_chunks; // params of chunk c: [first_param[c], first_param[c+1])
 
-    void *weights, *gradients, *moments, *accumulators; // slabs
-    size_t weights_bytes, gradients_bytes, moments_bytes, accumulators_bytes;
+    void *weights, *gradients, *moments, *masters, *accumulators; // slabs
+    size_t weights_bytes, gradients_bytes, moments_bytes, masters_bytes, accumulators_bytes;
     size_t grad_elems; // of one gradient buffer
     float *bucket[2];  // exchange of gradients and weights, dp * bucket_elems each, or NULL
     size_t bucket_elems;
+    double *sums, *host_sums; // (n_sums) of squares, in the accumulators' slab and on the host
+    int64_t n_sums;
     float *rope; // (max_positions, D/2, 2) on the device, or NULL
     int64_t rope_positions;
 };
@@ -117,6 +120,11 @@ int tsr_net_token_chains(const struct tsr_net *net);
 // Fresh weights by the tensor table's init rules, keyed by global position: the same for any
 // layout.
 int tsr_net_init(struct tsr_net *net);
+
+// Gives a parameter its values (rows, cols) from the host: w, to nearest even, and the master's own
+// slices. `narrow`: memory for as many elements of the layers' type; unused in fp32. Returns when
+// both may be used again.
+int tsr_param_put(struct tsr_net *net, struct tsr_param *p, const float *values, void *narrow);
 
 // Fills the rotary table; called by open.
 int tsr_net_rope(struct tsr_net *net, int64_t positions);

@@ -48,6 +48,7 @@ int tsr_plan_rank(struct tsr_memory *out, uint64_t sent[TSR_N_TRAFFIC], const st
     struct tsr_comm comm;
     struct tsr_trainer t = {0};
     TSR_TRY(tsr_cpu_open_dry(&ctx, opt->isa, opt->threads));
+    ctx.dtype = run->train.precision == TSR_BF16 ? TSR_DT_BF16 : TSR_DT_F32;
     int rc = tsr_comm_open_pretend(&comm, mine.world, rank, opt->per_host);
     if (rc == 0)
         rc = open_and_step(&t, out, run, m, &ctx, &comm, &mine);

@@ -4,6 +4,8 @@
 #ifndef TSR_DIST_PLUGIN_H
 #define TSR_DIST_PLUGIN_H
 
+#include "core/error.h"
+#include "core/log.h"
 #include "dist/comm.h"
 #include "kernels/ops.h"
 
@@ -14,13 +16,15 @@ struct tsr_host {
     int version;
     size_t ops_bytes, comm_ops_bytes, comm_bytes;      // sizeof: another build's tables don't fit
     int (*fail)(enum tsr_code code, const char *text); // records the sentence, returns the code
-    void (*warn)(const char *text);
+    const char *(*error_text)(void);                   // the latest one
+    void (*log)(enum tsr_log_level level, const char *text);
 };
 
 struct tsr_device_opt {
     int index;            // of the device among those that this process sees
     enum tsr_dtype dtype; // of activations and weights
     double timeout_s;     // deadline of sync
+    bool exact;           // every sum in its order; else products may be a library's
 };
 
 struct tsr_plugin {
@@ -40,5 +44,9 @@ struct tsr_plugin {
 
 typedef const struct tsr_plugin *tsr_plugin_fn(const struct tsr_host *host);
 #define TSR_PLUGIN_SYMBOL "tsr_plugin"
+
+// Loads the object at `path`, which stays loaded. TSR_EUSAGE: it can't be loaded (with the loader's
+// words), is no such object, or was built with another version of the program.
+int tsr_plugin_load(const struct tsr_plugin **out, const char *path);
 
 #endif

@@ -7,6 +7,8 @@
 #include "dist/host_memory.h"
 #include "dist/leaves.h"
 
+enum { SHARES = 16 }; // of each rank of this host, when there are several
+
 // Consecutive rows of a parameter that this rank owns, and where they lie in the buffer.
 struct owned {
     const struct tsr_param *p;
@@ -37,6 +39,7 @@ struct head {
 struct tsr_snapshot {
     struct tsr_net *net;
     struct tsr_host_memory memory;
+    uint32_t n_takes;
     char *host; // of the copied bytes, in the own segment
     size_t n_bytes;
     struct owned *owned; // in order of the tensor table, then rows
@@ -64,11 +67,11 @@ typedef void (*slice_fn)(void *arg, const struct tsr_param *p, struct tsr_range 
 
 static void walk_param(const struct tsr_net *net, const struct tsr_param *p, int part, slice_fn fn,
                        void *arg) {
-    const float *from[3] = {p->w, p->m, p->v};
+    const float *from[3] = {p->master ? p->master : p->w, p->m, p->v};
     int64_t at = 0;
     for (int i = 0; i < p->n_slices; i++) {
         struct tsr_range rows = p->slices[i];
-        if (part == TSR_CKPT_WEIGHTS)
+        if (part == TSR_CKPT_WEIGHTS && !p->master)
             at = rows.lo * p->cols;
         if (owns_row(net, p, p->held.r0 + rows.lo))
             fn(arg, p, rows, part, from[part] + at);
@@ -225,6 +228,12 @@ int tsr_snapshot_open(struct tsr_snapshot **out, struct tsr_net *net) {
         return rc;
     }
     fill_head(s);
+    rc = tsr_agree(net->ctx, net->comm, net->ctx->ops->pin(net->ctx, s->host, s->n_bytes));
+    if (rc < 0) {
+        s->host = NULL;
+        tsr_snapshot_close(s);
+        return rc;
+    }
     *out = s;
     return 0;
 }
@@ -232,14 +241,24 @@ int tsr_snapshot_open(struct tsr_snapshot **out, struct tsr_net *net) {
 void tsr_snapshot_close(struct tsr_snapshot *s) {
     if (!s)
         return;
+    if (s->host)
+        s->net->ctx->ops->unpin(s->net->ctx, s->host, s->n_bytes);
     tsr_host_memory_close(&s->memory);
     free(s->owned);
     free(s->copies);
     free(s);
 }
 
+// The counter of shares: which take they are of, and how many have been given away.
+static uint64_t counter_of(const struct tsr_snapshot *s, uint64_t n) {
+    return (uint64_t)s->n_takes << 32 | n;
+}
+
 int tsr_snapshot_take(struct tsr_snapshot *s) {
     struct tsr_ctx *ctx = s->net->ctx;
+    s->n_takes++;
+    if (s->memory.mine == 0)
+        atomic_store(s->memory.counter, counter_of(s, 0));
     for (int i = 0; i < s->n_copies; i++) {
         const struct copy *c = &s->copies[i];
         TSR_TRY(ctx->ops->to_host(ctx, s->host + c->at, c->from, c->n_bytes));
@@ -271,11 +290,24 @@ static int find_sources(const struct tsr_snapshot *s, struct tsr_checkpoint_sour
     return 0;
 }
 
+// A rank that is late with a save that has failed elsewhere gets none of the next one's.
+static int next_share(void *arg) {
+    const struct tsr_snapshot *s = arg;
+    uint64_t seen = atomic_load(s->memory.counter);
+    do
+        if (seen < counter_of(s, 0) || seen >= counter_of(s, INT32_MAX))
+            return tsr_fail(TSR_EPEER, "another rank of this host is not at the same checkpoint");
+    while (!atomic_compare_exchange_weak(s->memory.counter, &seen, seen + 1));
+    return (int)(seen - counter_of(s, 0));
+}
+
 int tsr_snapshot_write(const struct tsr_snapshot *s, struct tsr_checkpoint *c) {
     struct tsr_checkpoint_source *sources;
     int n;
     TSR_TRY(find_sources(s, &sources, &n));
-    int rc = tsr_checkpoint_write_share(c, sources, n, s->memory.mine, s->memory.n);
+    // A rank that is faster than another takes more of them: the save is done when the last one is.
+    const int n_shares = s->memory.n == 1 ? 1 : s->memory.n * SHARES;
+    int rc = tsr_checkpoint_write_shares(c, sources, n, n_shares, next_share, (void *)(uintptr_t)s);
     free(sources);
     return rc;
 }

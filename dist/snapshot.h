@@ -23,9 +23,9 @@ int tsr_snapshot_take(struct tsr_snapshot *s);
 // Elements that this rank owns, of weights and moments.
 uint64_t tsr_snapshot_elements(const struct tsr_snapshot *s);
 
-// Writes this rank's share, in the order of the files, of all that the ranks of this host own: so
-// runs are long whatever the layout. To be called when all ranks have taken the snapshot, and by
-// all of them before one takes the next. Any thread; neither net nor device is touched.
+// Writes with the other ranks of this host, in shares of consecutive ranges, all that they own: so
+// runs are long whatever the layout. To be called once when all ranks have taken the snapshot, and
+// by all of them before one takes the next. Any thread; neither net nor device is touched.
 int tsr_snapshot_write(const struct tsr_snapshot *s, struct tsr_checkpoint *c);
 
 // What this rank owns of the weights and, where the tensor isn't frozen, of both moments: one call

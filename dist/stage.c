@@ -5,10 +5,6 @@
 #include "core/error.h"
 #include "dist/ends.h"
 
-// A whole micro-batch's logits stand at once only when its virtual replicas must be joined by the
-// tree inside one product; otherwise a stretch of rows at a time continues the chain.
-enum { HEAD_ROWS = 1024 };
-
 static void place_slot(struct tsr_model_state *s, struct tsr_stage *st, struct tsr_slot *slot,
                        const struct tsr_batch *b, struct tsr_arena *arena) {
     size_t rows = (size_t)b->n_local, es = tsr_dtype_size(s->net->ctx->dtype);
@@ -27,10 +23,9 @@ static void place_ends(struct tsr_model_state *s, const struct tsr_batch *b,
                        struct tsr_arena *arena) {
     struct tsr_ends *e = &s->ends;
     size_t n = (size_t)b->n, es = tsr_dtype_size(s->net->ctx->dtype);
-    e->head_rows = b->n_pieces > 1 || b->n < HEAD_ROWS ? b->n : HEAD_ROWS;
     e->h = tsr_arena_take(arena, (size_t)(b->n_local * s->net->m->hidden) * es);
-    e->logits =
-        tsr_arena_take(arena, (size_t)e->head_rows * (size_t)tsr_range_len(s->net->vocab) * es);
+    e->logits = tsr_arena_take(arena, (size_t)tsr_head_rows(b, 0) *
+                                          (size_t)tsr_range_len(s->net->vocab) * es);
     e->max = tsr_arena_take(arena, n * sizeof(float));
     e->loss = tsr_arena_take(arena, n * sizeof(float));
     e->sum_target = tsr_arena_take(arena, 2 * n * sizeof(float));
@@ -76,8 +71,7 @@ int tsr_model_state_open(struct tsr_model_state *s, struct tsr_net *net, const s
     s->recompute = recompute;
     s->n_chunks = net->mesh.chunks;
     s->stages = calloc((size_t)s->n_chunks, sizeof *s->stages);
-    s->host_loss = calloc((size_t)b->n + 1, sizeof *s->host_loss);
-    if (!s->stages || !s->host_loss)
+    if (!s->stages)
         return tsr_fail(TSR_ENOMEM, "no memory for the pipeline stages");
     for (int c = 0; c < s->n_chunks; c++)
         TSR_TRY(open_stage(&s->stages[c], net, c, training ? n_slots[c] : 0));
@@ -111,7 +105,6 @@ void tsr_model_state_close(struct tsr_model_state *s) {
         free(s->stages[c].slots);
     }
     free(s->stages);
-    free(s->host_loss);
     if (s->net)
         s->net->ctx->ops->free(s->net->ctx, s->slab, s->slab_bytes);
     memset(s, 0, sizeof *s);
@@ -131,23 +124,22 @@ int tsr_stage_forward(struct tsr_model_state *s, int c, int slot, const struct t
     }
     if (!st->last)
         return 0;
-    return tsr_head_forward(s->net, b, &s->work, &s->ends, sl->y, sl->mean, sl->rstd, s->host_loss,
+    return tsr_head_forward(s->net, b, &s->work, &s->ends, sl->y, sl->mean, sl->rstd,
                             training ? sl->dh : NULL, loss_scale);
 }
 
 int tsr_stage_infer(struct tsr_model_state *s, int c, const struct tsr_batch *b, tsr_elem *x,
-                    const struct tsr_kv_cache *caches, tsr_elem **out) {
+                    struct tsr_segment *segs, tsr_elem **out) {
     struct tsr_range layers = tsr_net_layers(s->net, c);
     tsr_elem *other = s->spare;
-    struct tsr_batch cached = *b;
+    struct tsr_batch of_layer = *b;
     if (s->stages[c].first)
         TSR_TRY(tsr_embed_forward(s->net, b, &s->work, false, x));
     for (int64_t l = layers.lo; l < layers.hi; l++) {
-        if (caches)
-            for (int i = 0; i < b->n_segs; i++)
-                cached.segs[i].cache = &caches[l - layers.lo];
+        if (segs)
+            of_layer.segs = segs + (l - layers.lo) * b->n_segs;
         s->shared.x = x;
-        TSR_TRY(tsr_block_forward(s->net, (int)l, &cached, &s->shared, &s->work, false, other));
+        TSR_TRY(tsr_block_forward(s->net, (int)l, &of_layer, &s->shared, &s->work, false, other));
         tsr_elem *swap = x;
         x = other;
         other = swap;

@@ -21,8 +21,7 @@ struct tsr_stage {
 // Scratch of the ends of the model.
 struct tsr_ends {
     tsr_elem *h;       // (Nl, C) final norm's output
-    tsr_elem *logits;  // (head_rows, vocabulary rows held)
-    int head_rows;     // rows of logits that stand at once
+    tsr_elem *logits;  // (tsr_head_rows, vocabulary rows held)
     float *max, *loss; // (N)
     float *sum_target; // (2, N)
 };
@@ -38,7 +37,6 @@ struct tsr_model_state {
     tsr_elem *spare; // (Nl, C) second buffer of inference
     void *slab;
     size_t slab_bytes;
-    float *host_loss; // (N) of the newest micro-batch of the last stage
 };
 
 // Allocates activations for micro-batches shaped like `b`, n_slots[c] in flight of chunk c.
@@ -55,16 +53,17 @@ static inline tsr_elem *tsr_slot_input(const struct tsr_stage *st, int slot) {
 }
 
 // Forward of chunk `c` on a micro-batch whose input stands in tsr_slot_input (the first stage
-// embeds by itself). On the last stage fills s->host_loss, and when training the head's gradients
+// embeds by itself). On the last stage has b->loss filled, and when training the head's gradients
 // and slot->dh; `loss_scale` is 1 / (target tokens of the global batch).
 int tsr_stage_forward(struct tsr_model_state *s, int c, int slot, const struct tsr_batch *b,
                       bool training, float loss_scale);
 
 // Forward without a backward to come: x (Nl, C) in (filled here on the first stage), *out (Nl, C)
-// is x or s->spare. `caches`: one per layer of the chunk, which the batch's segments extend, or
-// NULL.
+// is x or s->spare. `segs` (layers of the chunk, b->n_segs): the batch's segments with each layer's
+// cache, which they extend; NULL: without caches. Recorded calls read them again from where they
+// are.
 int tsr_stage_infer(struct tsr_model_state *s, int c, const struct tsr_batch *b, tsr_elem *x,
-                    const struct tsr_kv_cache *caches, tsr_elem **out);
+                    struct tsr_segment *segs, tsr_elem **out);
 
 // dx (Nl, C): gradient of the chunk's output in (ignored on the last stage), of its input out.
 int tsr_stage_backward(struct tsr_model_state *s, int c, int slot, const struct tsr_batch *b,

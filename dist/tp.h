@@ -17,8 +17,11 @@ enum { TSR_MAX_TP = 256 };
 int tsr_tp_rows(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x, tsr_elem *whole,
                 tsr_elem *staged, const tsr_elem **out);
 
-// tp_reduce forward, tp_copy backward: the first Nl rows of x become the tree over ranks of x
-// (N, C). staged: (N, C) of scratch, unused without sequence parallelism.
-int tsr_tp_sum(struct tsr_net *net, const struct tsr_batch *b, tsr_elem *x, tsr_elem *staged);
+// tp_reduce forward, tp_copy backward: the first Nl rows of `sum` become the tree over ranks of sum
+// (N, C). A sum is fp32 until it is complete, whatever the layers' type: out (Nl, C), which may be
+// sum itself in fp32, is then that, rounded once; NULL: not yet. staged: (N, C) of scratch, unused
+// without sequence parallelism. At tp = 1 nothing happens: the product has rounded by itself.
+int tsr_tp_sum(struct tsr_net *net, const struct tsr_batch *b, float *sum, tsr_elem *out,
+               float *staged);
 
 #endif

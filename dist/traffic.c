@@ -3,6 +3,10 @@
 #include "core/model.h"
 #include "core/tensor.h"
 
+static uint64_t elem_bytes(const struct tsr_run *run) { // of activations and weights
+    return run->train.precision == TSR_BF16 ? 2 : 4;
+}
+
 // Elements that the ranks of one copy hold, over all of them.
 struct held {
     uint64_t weights;   // gathered: each tensor with a gradient, once for each rank that holds it
@@ -51,10 +55,13 @@ static uint64_t tp_bytes(const struct tsr_run *run, const struct tsr_model *m,
                          const struct tsr_mesh *mesh, const struct held *h) {
     uint64_t K = (uint64_t)(run->train.global_batch * run->data.seq_len);
     uint64_t C = (uint64_t)m->hidden, L = (uint64_t)m->n_layers, D = (uint64_t)m->head_dim;
-    uint64_t blocks = run->parallel.sequence ? 40 : 32;
-    blocks += run->train.recompute == TSR_RECOMPUTE_FULL ? 16 : 0;
+    uint64_t e = elem_bytes(run); // sums are fp32, what is gathered is of the layers' type
+    bool sequence = run->parallel.sequence;
+    uint64_t blocks = sequence ? 16 + 6 * e : 32;
+    if (run->train.recompute == TSR_RECOMPUTE_FULL)
+        blocks += sequence ? 8 + 2 * e : 16;
     uint64_t n = L * (blocks * K * C + 16 * K * shared_kv_heads(m, mesh) * D);
-    n += 16 * K * C + 24 * K;
+    n += (sequence ? 8 + 2 * e : 16) * K * C + 24 * K;
     n += run->parallel.sequence ? 8 * (uint64_t)mesh->W * h->vectors : 0;
     return n * (uint64_t)(mesh->tp - 1);
 }
@@ -64,7 +71,7 @@ static uint64_t pp_bytes(const struct tsr_run *run, const struct tsr_model *m,
     uint64_t K = (uint64_t)(run->train.global_batch * run->data.seq_len), C = (uint64_t)m->hidden;
     if (mesh->pp == 1)
         return 0;
-    uint64_t n = 8 * K * C * (uint64_t)(mesh->pp * mesh->chunks - 1);
+    uint64_t n = 2 * elem_bytes(run) * K * C * (uint64_t)(mesh->pp * mesh->chunks - 1);
     n *= run->parallel.sequence ? 1 : (uint64_t)mesh->tp;
     return n + (m->tied ? 8 * (uint64_t)m->vocab * C : 0);
 }
@@ -80,7 +87,8 @@ int tsr_traffic_of(struct tsr_step_bytes *out, const struct tsr_run *run, const 
     tsr_tensor_table_free(&tt);
     *out = (struct tsr_step_bytes){.tp = tp_bytes(run, m, mesh, &h),
                                    .pp = pp_bytes(run, m, mesh),
-                                   .dp = 4 * (uint64_t)(mesh->dp - 1) * (h.gradients + h.weights)};
+                                   .dp = (uint64_t)(mesh->dp - 1) *
+                                         (4 * h.gradients + elem_bytes(run) * h.weights)};
     return 0;
 }
 

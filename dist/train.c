@@ -106,7 +106,7 @@ int tsr_trainer_load(struct tsr_trainer *t, struct tsr_batch *b, int index, uint
         memcpy(b->targets + (size_t)s * T, t->tokens + 1, T * sizeof *b->targets);
     }
     tsr_batch_map(b, &t->net, index, g, t->per_replica, t->doc_start);
-    return 0;
+    return tsr_batch_upload(b);
 }
 
 static int64_t count_targets(const struct tsr_batch *b) {
@@ -119,9 +119,8 @@ static int64_t count_targets(const struct tsr_batch *b) {
 // Loads this rank's part of the global batch and counts the targets of all of it.
 static int load_step(struct tsr_trainer *t, int64_t *n_targets) {
     struct tsr_net *net = &t->net;
-    uint64_t first = (uint64_t)t->step * (uint64_t)t->run->train.global_batch;
-    uint64_t mine =
-        first + (uint64_t)net->mesh.dp_rank * (uint64_t)(t->run->train.global_batch / net->mesh.dp);
+    int64_t share = t->run->train.global_batch / net->mesh.dp;
+    uint64_t mine = (uint64_t)(t->sequences + net->mesh.dp_rank * share);
     int64_t n = 0;
     for (int i = 0; i < t->n_micro; i++) {
         struct tsr_batch *b = &t->batches[i];
@@ -166,6 +165,11 @@ static void publish(const struct tsr_trainer *t, enum tsr_phase phase) {
     p->step = (uint64_t)t->step;
 }
 
+bool tsr_step_stands(const struct tsr_step_result *s) {
+    const struct tsr_judgement *j = &s->judged;
+    return j->kind == TSR_STEP_GOOD || (j->action == TSR_ON_BAD_SKIP && !j->worn_out);
+}
+
 int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out) {
     struct tsr_net *net = &t->net;
     struct tsr_progress *progress = net->comm->progress;
@@ -182,10 +186,12 @@ int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out) {
     out->loss = sums.loss / (double)out->target_tokens;
     out->grad_norm = sums.grad_norm;
     out->lr = tsr_run_lr(t->run, t->step + 1);
-    out->skipped = !sums.finite;
+    out->judged = tsr_guard_judge(&t->guard, t->run, out->loss, out->grad_norm);
     out->stop = sums.stop;
+    if (!tsr_step_stands(out))
+        return 0;
     publish(t, TSR_PHASE_OPTIMIZER);
-    if (sums.finite) {
+    if (out->judged.kind == TSR_STEP_GOOD) {
         struct tsr_adamw h = hyper(t, out->lr, out->grad_norm);
         TSR_TRY(tsr_zero_update(net, &h));
         TSR_TRY(tsr_zero_gather(net));
@@ -195,7 +201,9 @@ int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out) {
     }
     t->executor.times.communication += net->comm->seconds - waited;
     t->executor.times.optimizer += tsr_now() - begin - (net->comm->seconds - waited);
+    tsr_guard_count(&t->guard, t->run, &out->judged);
     t->step++;
+    t->sequences += t->run->train.global_batch;
     publish(t, TSR_PHASE_DATA);
     return 0;
 }

@@ -2,6 +2,7 @@
 #ifndef TSR_DIST_TRAIN_H
 #define TSR_DIST_TRAIN_H
 
+#include "core/guard.h"
 #include "core/run.h"
 #include "dist/executor.h"
 #include "dist/zero.h"
@@ -22,14 +23,16 @@ struct tsr_trainer {
     int32_t *tokens;    // (T + 1) scratch
     uint8_t *doc_start; // (micro_batch, T + 1), isolated packing only
     int64_t step, updates, skipped;
+    int64_t sequences; // data position: global index of the next one
+    struct tsr_guard guard;
     int n_opened; // batches with rows of their own; planning shares one batch's
 };
 
 struct tsr_step_result {
     double loss, grad_norm, lr;
     int64_t target_tokens; // of the global batch
-    bool skipped;          // loss or norm was not finite
-    bool stop;             // some rank was asked to stop
+    struct tsr_judgement judged;
+    bool stop; // some rank was asked to stop
 };
 
 // Lays out and allocates everything for this rank. `fresh`: initialise weights.
@@ -42,9 +45,11 @@ void tsr_trainer_close(struct tsr_trainer *t);
 int tsr_trainer_load(struct tsr_trainer *t, struct tsr_batch *b, int index, uint64_t g,
                      tsr_sequence_fn sequence, void *arg);
 
-// One step: gradients of the next global batch, then the update (skipped by all ranks when loss
-// or norm is not finite).
+// One step: gradients of the next global batch, which all ranks judge alike (core/guard.h), then
+// the update. A bad step that is skipped counts like a good one. After one that is to be rolled
+// back or to stop the run (tsr_step_stands is false), the trainer is as it was before.
 int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out);
+bool tsr_step_stands(const struct tsr_step_result *s);
 
 // Mean loss (nats per token) of `n` sequences of a source, without dropout: the same number for
 // every layout. Collective.

@@ -1,11 +1,17 @@
 #include "dist/zero.h"
 
+#include <stdlib.h>
 #include "core/error.h"
 
 enum { BUCKET = 1 << 20 }; // elements per rank and exchange
 
 int tsr_zero_open(struct tsr_net *net) {
     bool tied_apart = net->m->tied && net->mesh.pp > 1;
+    size_t n_sums = (size_t)net->n_sums * sizeof *net->host_sums;
+    net->host_sums = calloc(1, n_sums + 1);
+    if (!net->host_sums)
+        return tsr_fail(TSR_ENOMEM, "no memory for the sums of a step");
+    TSR_TRY(net->ctx->ops->pin(net->ctx, net->host_sums, n_sums));
     if (net->mesh.dp == 1 && !tied_apart)
         return 0;
     net->bucket_elems = BUCKET;
@@ -22,6 +28,9 @@ void tsr_zero_close(struct tsr_net *net) {
     size_t n_bytes = (size_t)net->mesh.dp * net->bucket_elems * sizeof(float);
     for (int i = 0; i < 2; i++)
         net->ctx->ops->free(net->ctx, net->bucket[i], n_bytes);
+    if (net->host_sums)
+        net->ctx->ops->unpin(net->ctx, net->host_sums, (size_t)net->n_sums * sizeof(double));
+    free(net->host_sums);
 }
 
 // Walks all elements that one data-parallel rank owns, parameter by parameter, slice by slice.
@@ -31,8 +40,13 @@ struct cursor {
     struct tsr_range slices[256];
 };
 
-static float *base_of(const struct tsr_net *net, const struct tsr_param *p, bool gradients) {
-    return gradients ? tsr_net_grad(net, p, 0) : p->w;
+// What the walk goes over: gradients, which are fp32, or weights as the layers have them.
+static char *base_of(const struct tsr_net *net, const struct tsr_param *p, bool gradients) {
+    return gradients ? (char *)tsr_net_grad(net, p, 0) : p->w;
+}
+
+static size_t elem_bytes(const struct tsr_net *net, bool gradients) {
+    return gradients ? sizeof(float) : tsr_dtype_size(net->ctx->dtype);
 }
 
 static bool takes_part(const struct tsr_param *p, bool gradients) {
@@ -55,16 +69,17 @@ static bool settle(const struct tsr_net *net, struct cursor *c, bool gradients) 
 
 // Moves up to `most` elements between the walk and a bucket; returns how many, or a code.
 static int64_t walk(struct tsr_net *net, struct cursor *c, bool gradients, bool into_bucket,
-                    float *bucket, int64_t most) {
-    int64_t done = 0;
+                    void *bucket, int64_t most) {
+    int64_t done = 0, size = (int64_t)elem_bytes(net, gradients);
     while (done < most && settle(net, c, gradients)) {
         const struct tsr_param *p = &net->params[c->param];
         struct tsr_range r = c->slices[c->slice];
         int64_t left = tsr_range_len(r) * p->cols - c->at;
         int64_t n = left < most - done ? left : most - done;
-        float *mine = base_of(net, p, gradients) + r.lo * p->cols + c->at;
-        int rc = net->ctx->ops->copy(net->ctx, into_bucket ? bucket + done : mine,
-                                     into_bucket ? mine : bucket + done, (size_t)n * sizeof(float));
+        char *mine = base_of(net, p, gradients) + (r.lo * p->cols + c->at) * size;
+        char *there = (char *)bucket + done * size;
+        int rc = net->ctx->ops->copy(net->ctx, into_bucket ? there : mine,
+                                     into_bucket ? mine : there, (size_t)(n * size));
         if (rc < 0)
             return rc;
         done += n;
@@ -115,6 +130,7 @@ int tsr_zero_reduce(struct tsr_net *net) {
 int tsr_zero_gather(struct tsr_net *net) {
     struct cursor to[TSR_MAX_DP], own;
     int dp = net->mesh.dp, me = net->mesh.dp_rank;
+    size_t size = elem_bytes(net, false);
     if (dp == 1)
         return 0;
     int64_t left[TSR_MAX_DP] = {0};
@@ -133,24 +149,23 @@ int tsr_zero_gather(struct tsr_net *net) {
     for (;;) {
         size_t n_bytes[TSR_MAX_DP], at = 0;
         for (int d = 0; d < dp; d++) {
-            n_bytes[d] = (size_t)(left[d] < BUCKET ? left[d] : BUCKET) * sizeof(float);
-            left[d] -= (int64_t)(n_bytes[d] / sizeof(float));
+            n_bytes[d] = (size_t)(left[d] < BUCKET ? left[d] : BUCKET) * size;
+            left[d] -= (int64_t)(n_bytes[d] / size);
             at += n_bytes[d];
         }
         if (at == 0)
             return 0;
-        int64_t n =
-            walk(net, &own, false, true, net->bucket[1], (int64_t)(n_bytes[me] / sizeof(float)));
+        int64_t n = walk(net, &own, false, true, net->bucket[1], (int64_t)(n_bytes[me] / size));
         if (n < 0)
             return (int)n;
         TSR_TRY(net->comm->ops->all_gather(net->ctx, net->comm, &net->dp, net->bucket[0],
                                            net->bucket[1], n_bytes));
-        float *src = net->bucket[0];
+        char *src = (char *)net->bucket[0];
         for (int d = 0; d < dp; d++) {
-            n = walk(net, &to[d], false, false, src, (int64_t)(n_bytes[d] / sizeof(float)));
+            n = walk(net, &to[d], false, false, src, (int64_t)(n_bytes[d] / size));
             if (n < 0)
                 return (int)n;
-            src += n;
+            src += n_bytes[d];
         }
     }
 }
@@ -170,9 +185,11 @@ int tsr_zero_update(struct tsr_net *net, const struct tsr_adamw *hyper) {
                 cols = rows;
                 rows = 1;
             }
-            float *w = (float *)p->w + first, *g = tsr_net_grad(net, p, 0) + first;
-            TSR_TRY(net->ctx->ops->adamw(net->ctx, &h, w, cols, p->m + at, p->v + at, g, cols, rows,
-                                         cols, NULL));
+            tsr_elem *w = tsr_at(net->ctx, p->w, first);
+            float *g = tsr_net_grad(net, p, 0) + first;
+            TSR_TRY(net->ctx->ops->adamw(net->ctx, &h, p->master ? p->master + at : w, cols,
+                                         p->m + at, p->v + at, g, cols, rows, cols,
+                                         p->master ? w : NULL));
             at += n;
         }
     }

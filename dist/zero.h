@@ -11,8 +11,7 @@
 struct tsr_step_sums {
     double loss;      // sum over target tokens of the global batch
     double grad_norm; // of the whole model, before clipping
-    bool finite;
-    bool stop; // in: this rank was asked to stop; out: some rank was
+    bool stop;        // in: this rank was asked to stop; out: some rank was
 };
 
 // Own slices of gradient level 0 become the tree over data-parallel ranks.

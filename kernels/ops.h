@@ -23,6 +23,7 @@
 #include "core/model.h"
 #include "core/philox.h"
 #include "core/safetensors.h"
+#include "core/sampler.h"
 
 typedef void tsr_elem; // an element of ctx->dtype
 
@@ -81,11 +82,13 @@ struct tsr_rows {
 };
 
 // A paged key/value cache of one layer: key position p lies at row
-// blocks[p / block_tokens] * block_tokens + p % block_tokens of k and v, rows of (n_kv, D).
+// blocks[p / block_tokens] * block_tokens + p % block_tokens of k and v, rows of (n_kv, D). The
+// table has n_blocks entries, of which those that the sequence has reached are read: what is kept
+// of recorded calls holds until it reaches the last.
 struct tsr_kv_cache {
     tsr_elem *k, *v;
     const int32_t *blocks;
-    int block_tokens;
+    int block_tokens, n_blocks;
 };
 
 // `length` consecutive tokens of one sequence in the flat rows [start, start + length).
@@ -138,6 +141,8 @@ struct tsr_ops {
     int (*alloc)(struct tsr_ctx *, size_t n_bytes, void **out);
     void (*free)(struct tsr_ctx *, void *p, size_t n_bytes);
     int (*zero)(struct tsr_ctx *, void *p, size_t n_bytes);
+    // Host memory that is pinned stays as it is until sync; other may be used again at once. What
+    // comes to the host is there after sync.
     int (*to_device)(struct tsr_ctx *, void *dst, const void *src, size_t n_bytes);
     int (*to_host)(struct tsr_ctx *, void *dst, const void *src, size_t n_bytes);
     int (*copy)(struct tsr_ctx *, void *dst, const void *src, size_t n_bytes);
@@ -157,8 +162,9 @@ struct tsr_ops {
 
     // A sequence of calls kept for doing again without the cost of asking for each: what stands
     // between record and recorded is done, and kept as *graph. replay does it once more with the
-    // same device pointers and shapes; the host's arrays and to_device's sources are read again
-    // from where they were. NULL where a call costs nothing to ask for.
+    // same device pointers, shapes and arrays; only segments (with their caches and block tables),
+    // sample's s and index, and to_device's sources are read again from where they were, and
+    // to_host's destinations are written again. NULL where a call costs nothing to ask for.
     int (*record)(struct tsr_ctx *);
     int (*recorded)(struct tsr_ctx *, void **graph);
     int (*replay)(struct tsr_ctx *, void *graph);
@@ -170,6 +176,8 @@ struct tsr_ops {
     const char *(*describe)(const struct tsr_ctx *);
     size_t (*allocated)(const struct tsr_ctx *);
     size_t (*scratch)(const struct tsr_ctx *); // that operations so far made the backend keep
+    // Bytes that are free now, and in all. NULL: the device's memory is the host's.
+    int (*memory)(struct tsr_ctx *, size_t *free_bytes, size_t *total_bytes);
     double (*measure_peak)(struct tsr_ctx *, int n_trials);
 
     int (*gemm)(struct tsr_ctx *, const struct tsr_gemm *g);
@@ -278,9 +286,14 @@ struct tsr_ops {
     // onehot) * scale, 0 when masked.
     int (*xent_loss)(struct tsr_ctx *, float *loss, tsr_elem *logits, const float *sum_target,
                      const int32_t *targets, float scale, bool grad, int row0, int n, int v);
+    // next[i] = the token that tsr_sample (core/sampler.h) picks from logits(i,:) by s[i] and
+    // index[i]. s and index are the host's, (rows); logits (rows, V) fp32.
+    int (*sample)(struct tsr_ctx *, int32_t *next, const float *logits,
+                  const struct tsr_sampling *s, const uint64_t *index, int rows, int64_t v);
 
-    // sums[b] = sum of squares, in double with a virtual vector of 16 lanes, of rows
-    // [bounds[b], bounds[b+1]) x cols of g with leading dimension ld. sums is the device's.
+    // sums[b] = sum of squares, in double, of rows [bounds[b], bounds[b+1]) x cols of g with leading
+    // dimension ld: each row with a virtual vector of 16 lanes, the rows' sums added in order.
+    // sums is the device's.
     int (*sumsq)(struct tsr_ctx *, double *sums, const float *g, ptrdiff_t ld,
                  const int64_t *bounds, int n_blocks, int64_t cols);
     // torch.optim.AdamW's update (Loshchilov and Hutter 2019, Algorithm 2) of rows x cols. copy:

@@ -120,6 +120,7 @@ static int check_options(struct tsr_agent *a, const struct tsr_agent_opt *opt) {
     a->opt.address = a->address;
     a->opt.open_s = opt->open_s > 0 ? opt->open_s : 30.0;
     a->opt.gone_s = opt->gone_s > 0 ? opt->gone_s : 5.0;
+    a->opt.peer_s = opt->peer_s > 0 ? opt->peer_s : 2.0;
     fill_hello(a);
     return 0;
 }

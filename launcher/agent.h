@@ -35,6 +35,12 @@ struct tsr_agent_opt {
     // the agent does nothing any more; a save in flight has failed.
     void (*end)(void *arg, int exit_code, const char *reason);
     void *arg;
+    // NULL, or whether a peer has failed (struct tsr_comm_ops), asked four times a second by the
+    // agent's thread. Asking ends the main thread's waits; a process that hasn't ended peer_s later
+    // is ended with the failure's text.
+    int (*poll)(void *poll_arg);
+    void *poll_arg;
+    double peer_s; // 0: 2
 };
 
 // Starts the thread and waits for the coordinator's Welcome. Strings are copied. TSR_EPEER when the

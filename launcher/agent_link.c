@@ -16,6 +16,7 @@
 // stopped process): what the coordinator sent meanwhile may not be read yet.
 static const double LONGEST_PASS_S = 0.2;
 static const double FIRST_RETRY_S = 0.05, LAST_RETRY_S = 1.0, CONNECT_S = 2.0;
+static const double POLL_S = 0.25;
 
 void tsr_agent_send(struct tsr_agent *a, uint16_t type, const ProtobufCMessage *m) {
     if (a->link && a->welcomed)
@@ -192,11 +193,27 @@ static void pass_without(struct tsr_agent *a, double now, double dt) {
     }
 }
 
+// The main thread, whose wait has ended, says more about the failure than is known here, unless it
+// waits for something else from that peer.
+static void ask_transport(struct tsr_agent *a, double now) {
+    if (!a->opt.poll || now < a->poll_at)
+        return;
+    a->poll_at = now + POLL_S;
+    int rc = a->opt.poll(a->opt.poll_arg);
+    if (rc < 0 && a->peer_failed_at == 0)
+        a->peer_failed_at = now;
+    else if (rc < 0 && now - a->peer_failed_at > a->opt.peer_s)
+        tsr_agent_end(a, tsr_exit_code(rc), tsr_error_text());
+}
+
 void tsr_agent_link_pass(struct tsr_agent *a) {
     double now = tsr_now(), dt = now - a->passed;
     a->passed = now;
     dt = dt < LONGEST_PASS_S ? dt : LONGEST_PASS_S;
     if (a->leaving || is_over(a))
+        return;
+    ask_transport(a, now);
+    if (is_over(a))
         return;
     if (!a->welcomed) {
         pass_without(a, now, dt);

@@ -82,7 +82,8 @@ struct tsr_agent {
     double silence_s; // since the last frame, without the time that this process was paused
     double down_s;    // since the last connection, likewise
     double retry_at, back_off_s, beat_at;
-    char last_reason[1024]; // why the last attempt or connection ended
+    double poll_at, peer_failed_at; // of opt.poll; 0: no failure yet
+    char last_reason[1024];         // why the last attempt or connection ended
 
     // agent_save.c
     struct tsr_agent_save save;

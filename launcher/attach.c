@@ -54,6 +54,7 @@ static int host_one(struct tsr_attachment *a, const struct tsr_job *j, struct in
                  .epoch = in->epoch,
                  .heartbeat_s = (double)r->supervise.heartbeat_ms * 1e-3,
                  .lost_s = (double)r->supervise.lost_ms * 1e-3,
+                 .stall_s = (double)r->supervise.stall_ms * 1e-3,
                  .first_s = (double)r->supervise.first_ms * 1e-3,
                  .keep = r->checkpoint.keep},
         .host = one_host ? NULL : "0.0.0.0", // its own name may be a loopback address to it
@@ -69,6 +70,11 @@ static int introduce(struct tsr_attachment *a, const struct tsr_job *j, struct i
         return tsr_fail_errno(errno, "cannot read", "random numbers");
     TSR_TRY(getenv("TESSERA_COORDINATOR") ? from_environment(in) : host_one(a, j, in));
     return tsr_probe_put(j->run.run.dir, in->token);
+}
+
+static int poll_transport(void *arg) {
+    struct tsr_comm *c = arg;
+    return c->ops->poll(c);
 }
 
 int tsr_attach(struct tsr_attachment *a, struct tsr_job *j) {
@@ -93,7 +99,9 @@ int tsr_attach(struct tsr_attachment *a, struct tsr_job *j) {
                                 .address = in.address,
                                 .epoch = in.epoch,
                                 .steps = j->run.train.steps,
-                                .progress = &j->progress};
+                                .progress = &j->progress,
+                                .poll = c->ops->poll ? poll_transport : NULL,
+                                .poll_arg = c};
     return tsr_agree(&j->ctx, c, tsr_agent_open(&a->agent, &opt));
 }
 

@@ -82,6 +82,9 @@ static void compare_numbers(struct diffing *x) {
         {"virtual_shards", a->virtual_shards, b->virtual_shards},
         {"virtual_replicas", a->virtual_replicas, b->virtual_replicas},
         {"n_params", a->n_params, b->n_params},
+        {"guard.skips", a->guard.skips, b->guard.skips},
+        {"guard.rollbacks", a->guard.rollbacks, b->guard.rollbacks},
+        {"guard.retries", a->guard.retries, b->guard.retries},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         char p[32], q[32];

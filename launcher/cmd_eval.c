@@ -15,8 +15,9 @@
 struct evaluation {
     struct tsr_job job;
     struct tsr_infer infer;
-    const char *dir, *data, *dtype;
-    int64_t seq_len, tp, pp, threads;
+    const char *dir, *data, *device, *dtype;
+    struct tsr_device_want want;
+    int64_t seq_len, tp, pp;
     bool json; // the report is JSON anyway
     char cache[TSR_PATH_MAX];
     int32_t *tokens; // (T + 1)
@@ -47,8 +48,7 @@ static int open_data(struct evaluation *e) {
     struct tsr_source source = {(char *)(uintptr_t)e->data, 1.0};
     struct tsr_sources sources = {&source, 1};
     char file[TSR_PATH_MAX];
-    if (strcmp(e->dtype, "fp32") != 0)
-        return tsr_fail(TSR_EUSAGE, "--dtype on a CPU is fp32 only, not \"%s\"", e->dtype);
+    TSR_TRY(tsr_device_parse(&e->want, e->device, e->dtype));
     if (!e->data)
         return tsr_fail(TSR_EUSAGE,
                         "--data is missing: expected a .txt, .jsonl or .bin/.idx prefix");
@@ -99,7 +99,7 @@ static int run(struct evaluation *e) {
     struct tsr_job *j = &e->job;
     double sum;
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_data(e)));
-    TSR_TRY(tsr_job_device(j, e->threads));
+    TSR_TRY(tsr_device_open(&j->device, &j->ctx, &j->comm, &e->want));
     int64_t n = tsr_dataset_n_tokens(j->train);
     TSR_TRY(tsr_infer_open(&e->infer, e->dir, &j->ctx, &j->comm, (int)e->tp, (int)e->pp, 0,
                            (int)e->seq_len));
@@ -113,16 +113,18 @@ static int run(struct evaluation *e) {
 }
 
 int tsr_cmd_eval(int argc, char **argv) {
-    struct evaluation e = {.tp = 1, .pp = 1, .dtype = "fp32"};
+    struct evaluation e = {
+        .tp = 1, .pp = 1, .device = "auto", .dtype = "fp32", .want = {.exact = true}};
     const struct tsr_option options[] = {
         {"data", 'd', TSR_OPT_STRING, &e.data, "FILE", 0, 0, ".txt, .jsonl or a .bin/.idx prefix"},
         {"seq-len", 'T', TSR_OPT_INT, &e.seq_len, "T", 1, 1 << 24,
          "tokens of a window (the model's positions, at most 1024)"},
         {"tp", 0, TSR_OPT_INT, &e.tp, "N", 1, 4096, "tensor-parallel ranks, under mpirun (1)"},
         {"pp", 0, TSR_OPT_INT, &e.pp, "N", 1, 4096, "pipeline stages, under mpirun (1)"},
-        {"threads", 0, TSR_OPT_INT, &e.threads, "N", 0, 4096,
+        {"threads", 0, TSR_OPT_INT, &e.want.threads, "N", 0, 4096,
          "of each rank (0: cores / ranks here)"},
-        {"dtype", 0, TSR_OPT_STRING, &e.dtype, "D", 0, 0, "of the arithmetic: fp32"},
+        {"device", 0, TSR_OPT_STRING, &e.device, "D", 0, 0, "auto, cpu or cuda (auto)"},
+        {"dtype", 0, TSR_OPT_STRING, &e.dtype, "D", 0, 0, "of the arithmetic: fp32 or bf16 (fp32)"},
         {"json", 0, TSR_OPT_FLAG, &e.json, NULL, 0, 0, "one JSON object (as always)"},
     };
     const struct tsr_command_line cl = {

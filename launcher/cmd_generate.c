@@ -15,8 +15,9 @@ enum { PREFILL_TOKENS = 512 };
 struct generation {
     struct tsr_job job;
     struct tsr_infer infer;
-    const char *dir, *prompt, *ids, *dtype;
-    int64_t max_tokens, tp, pp, threads, seed;
+    const char *dir, *prompt, *ids, *device, *dtype;
+    struct tsr_device_want want;
+    int64_t max_tokens, tp, pp, seed;
     bool ignore_eos;
     struct tsr_sampling sampling;
     struct tsr_ids prompt_ids;
@@ -139,8 +140,7 @@ static int generate(struct generation *g) {
 static int prepare(struct generation *g) {
     if (!g->prompt == !g->ids)
         return tsr_fail(TSR_EUSAGE, "expected either --prompt or --ids");
-    if (strcmp(g->dtype, "fp32") != 0)
-        return tsr_fail(TSR_EUSAGE, "--dtype on a CPU is fp32 only, not \"%s\"", g->dtype);
+    TSR_TRY(tsr_device_parse(&g->want, g->device, g->dtype));
     g->sampling.seed = (uint64_t)g->seed;
     TSR_TRY(tsr_check_model_dir(g->dir));
     return read_prompt(g);
@@ -149,7 +149,7 @@ static int prepare(struct generation *g) {
 static int run(struct generation *g) {
     struct tsr_job *j = &g->job;
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, prepare(g)));
-    TSR_TRY(tsr_job_device(j, g->threads));
+    TSR_TRY(tsr_device_open(&j->device, &j->ctx, &j->comm, &g->want));
     int64_t capacity = (int64_t)g->prompt_ids.n + g->max_tokens;
     int most = g->prompt_ids.n < PREFILL_TOKENS ? (int)g->prompt_ids.n : PREFILL_TOKENS;
     TSR_TRY(tsr_infer_open(&g->infer, g->dir, &j->ctx, &j->comm, (int)g->tp, (int)g->pp,
@@ -159,7 +159,12 @@ static int run(struct generation *g) {
 }
 
 int tsr_cmd_generate(int argc, char **argv) {
-    struct generation g = {.max_tokens = 128, .tp = 1, .pp = 1, .dtype = "fp32"};
+    struct generation g = {.max_tokens = 128,
+                           .tp = 1,
+                           .pp = 1,
+                           .device = "auto",
+                           .dtype = "fp32",
+                           .want = {.exact = true}};
     struct tsr_sampling *s = &g.sampling;
     *s = (struct tsr_sampling){.temperature = 1.0, .top_p = 1.0};
     const struct tsr_option options[] = {
@@ -180,9 +185,10 @@ int tsr_cmd_generate(int argc, char **argv) {
          "go on after an end-of-text token"},
         {"tp", 0, TSR_OPT_INT, &g.tp, "N", 1, 4096, "tensor-parallel ranks, under mpirun (1)"},
         {"pp", 0, TSR_OPT_INT, &g.pp, "N", 1, 4096, "pipeline stages, under mpirun (1)"},
-        {"threads", 0, TSR_OPT_INT, &g.threads, "N", 0, 4096,
+        {"threads", 0, TSR_OPT_INT, &g.want.threads, "N", 0, 4096,
          "of each rank (0: cores / ranks here)"},
-        {"dtype", 0, TSR_OPT_STRING, &g.dtype, "D", 0, 0, "of the arithmetic: fp32"},
+        {"device", 0, TSR_OPT_STRING, &g.device, "D", 0, 0, "auto, cpu or cuda (auto)"},
+        {"dtype", 0, TSR_OPT_STRING, &g.dtype, "D", 0, 0, "of the arithmetic: fp32 or bf16 (fp32)"},
     };
     const struct tsr_command_line cl = {
         .command = "tessera generate",

@@ -35,6 +35,8 @@ static bool parse_metrics(const char *line, size_t n, Tessera__Control__StepRepo
     r->mfu = number(o, "mfu");
     r->step_ms = number(o, "step_ms");
     r->skipped = (uint64_t)json_integer_value(json_object_get(o, "skipped"));
+    r->rollbacks = (uint64_t)json_integer_value(json_object_get(o, "rollbacks"));
+    r->dropped_sequences = (uint64_t)json_integer_value(json_object_get(o, "dropped_sequences"));
     r->has_valid_loss = json_is_number(json_object_get(o, "valid_loss"));
     r->valid_loss = number(o, "valid_loss");
     json_decref(o);

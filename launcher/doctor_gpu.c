@@ -1,9 +1,12 @@
-// GPUs and NCCL, through libraries that may be missing: nothing here is linked.
+// GPUs, NCCL and the CUDA backend, through libraries that may be missing: nothing here is linked.
 #include <dlfcn.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "core/error.h"
+#include "launcher/device.h"
 #include "launcher/doctor.h"
 #include "launcher/units.h"
 
@@ -134,9 +137,30 @@ static void look_at_nccl(struct tsr_doctor *d, int n_gpus) {
         tsr_doctor_say(d, TSR_DOUBTFUL, "NCCL", NULL, "libnccl.so.2 doesn't say its version");
 }
 
+// The object that computes on them, and whether it finds a device that it can use.
+static void look_at_object(struct tsr_doctor *d, int n_gpus) {
+    char path[TSR_PATH_MAX];
+    const struct tsr_plugin *plugin;
+    int n = 0;
+    bool wanted = n_gpus > 0 || getenv("TESSERA_CUDA_OBJECT") != NULL;
+    if (tsr_device_object(path) < 0) {
+        tsr_doctor_say(d, wanted ? TSR_DOUBTFUL : TSR_GOOD, "CUDA backend", NULL, "%s",
+                       wanted ? tsr_error_text()
+                              : "not installed (libtessera_cuda.so); only GPUs need it");
+        return;
+    }
+    if (tsr_plugin_load(&plugin, path) < 0 || plugin->count(&n) < 0)
+        tsr_doctor_say(d, TSR_DOUBTFUL, "CUDA backend", "device.backend: cpu works without it",
+                       "%s", tsr_error_text());
+    else
+        tsr_doctor_say(d, TSR_GOOD, "CUDA backend", NULL, "%s finds %d device%s", path, n,
+                       n == 1 ? "" : "s");
+}
+
 void tsr_doctor_gpu(struct tsr_doctor *d) {
     int n = look_at_cuda(d);
     if (n)
         look_at_nvml(d);
     look_at_nccl(d, n);
+    look_at_object(d, n);
 }

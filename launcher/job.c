@@ -7,7 +7,6 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "dist/leaves.h"
-#include "launcher/machine.h"
 #include "launcher/options.h"
 
 int tsr_job_open(struct tsr_job *j, const char *command) {
@@ -22,15 +21,15 @@ int tsr_job_open(struct tsr_job *j, const char *command) {
     return 0;
 }
 
-int tsr_job_device(struct tsr_job *j, int64_t threads) {
-    if (threads == 0)
-        threads = tsr_machine_cores() / j->comm.local_size;
-    const char *isa = getenv("TESSERA_CPU");
-    int rc = tsr_cpu_open(&j->ctx, isa, threads < 1 ? 1 : (int)threads);
-    if (rc == TSR_EUSAGE && isa)
-        rc = tsr_fail_prefix(rc, "TESSERA_CPU");
-    j->ctx_open = rc == 0;
-    return tsr_agree(&j->ctx, &j->comm, rc);
+int tsr_job_device(struct tsr_job *j) {
+    const struct tsr_run *r = &j->run;
+    struct tsr_device_want want = {.backend = r->device.backend,
+                                   .precision = r->train.precision,
+                                   .exact = r->parallel.exact,
+                                   .threads = r->device.threads,
+                                   .backend_name = "device.backend",
+                                   .precision_name = "train.precision"};
+    return tsr_device_open(&j->device, &j->ctx, &j->comm, &want);
 }
 
 int tsr_job_load_model(struct tsr_model *m, const struct tsr_run *r) {
@@ -141,8 +140,7 @@ static void free_all(struct tsr_job *j) {
         tsr_model_free(&j->model);
     if (j->run_open)
         tsr_run_free(&j->run);
-    if (j->ctx_open)
-        j->ctx.ops->close(&j->ctx);
+    tsr_device_close(&j->device, &j->ctx, &j->comm);
     tsr_log_close();
 }
 

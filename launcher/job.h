@@ -8,6 +8,7 @@
 #include "core/tokenizer.h"
 #include "dist/comm.h"
 #include "dist/mesh.h"
+#include "launcher/device.h"
 
 struct tsr_job {
     const char *command; // for messages
@@ -20,13 +21,14 @@ struct tsr_job {
     char tokenizer_dir[TSR_PATH_MAX]; // "" when there is none
     struct tsr_tokenizer *tokenizer;
     struct tsr_dataset *train, *valid; // valid may be NULL
-    bool comm_open, ctx_open, run_open, model_open;
+    struct tsr_device device;
+    bool comm_open, run_open, model_open;
 };
 
 // Joins the MPI job, if this process is part of one.
 int tsr_job_open(struct tsr_job *j, const char *command);
-// Opens the compute device with its threads: `threads` 0 is cores / ranks on this host.
-int tsr_job_device(struct tsr_job *j, int64_t threads);
+// Opens the device that the run asks for. Collective, after tsr_job_load_run.
+int tsr_job_device(struct tsr_job *j);
 // Run file, model, layout.
 int tsr_job_load_run(struct tsr_job *j, const char *path, const char *const *overrides, int n);
 // The model that a run is of. TSR_EMODEL, TSR_ECONFIG.

@@ -14,7 +14,7 @@ static int sequence_of(void *dataset, uint64_t g, int32_t *tokens, uint8_t *doc_
 
 static int train(struct tsr_job *j, struct tsr_trainer *t, const char *dir, int64_t steps) {
     bool random = j->run.data.train.n == 0;
-    TSR_TRY(tsr_job_device(j, j->run.device.threads));
+    TSR_TRY(tsr_job_device(j));
     if (!random)
         TSR_TRY(tsr_job_load_data(j));
     TSR_TRY(tsr_trainer_open(t, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh,

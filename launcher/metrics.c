@@ -64,7 +64,9 @@ int tsr_metrics_write(struct tsr_metrics *m, const struct tsr_metrics_line *l) {
     number(&b, "tokens_per_s", l->tokens_per_s);
     number(&b, "mfu", l->mfu);
     number(&b, "step_ms", l->step_ms);
-    TSR_TRY(tsr_buf_printf(&b, ", \"skipped\": %lld", (long long)l->skipped));
+    TSR_TRY(tsr_buf_printf(&b,
+                           ", \"skipped\": %lld, \"rollbacks\": %lld, \"dropped_sequences\": %lld",
+                           (long long)l->skipped, (long long)l->rollbacks, (long long)l->dropped));
     if (l->valid_loss >= 0.0)
         number(&b, "valid_loss", (double)(float)l->valid_loss);
     TSR_TRY(tsr_buf_printf(&b, "}\n"));

@@ -14,7 +14,9 @@ struct tsr_metrics {
 struct tsr_metrics_line {
     int64_t step, tokens; // tokens: seen since the run began
     double loss, grad_norm, lr, tokens_per_s, mfu, step_ms;
-    int64_t skipped;   // steps so far whose loss or norm was not finite
+    int64_t skipped;   // bad steps so far, of those that count
+    int64_t rollbacks; // so far
+    int64_t dropped;   // sequences left out by them
     double valid_loss; // negative: not evaluated after this step
 };
 

@@ -105,10 +105,44 @@ int tsr_plan_refuse(const struct tsr_run *run, const struct tsr_model *m,
     return rc;
 }
 
+// The purposes that lie on the device when that isn't the host.
+static size_t on_device(const struct tsr_memory *m) {
+    return m->weights + m->gradients + m->accumulators + m->moments + m->masters + m->activations +
+           m->scratch + m->logits + m->kernels;
+}
+
+// The ranks of this host that share this rank's device, against what is free there.
+static int refuse_device(struct tsr_job *j) {
+    const struct tsr_comm *c = &j->comm;
+    struct tsr_run r = j->run;
+    struct tsr_plan plan;
+    struct tsr_plan_opt opt = {.isa = getenv("TESSERA_CPU"), .threads = 1, .per_host = c->world};
+    size_t need = 0, free_bytes = 0, total = 0;
+    int n = 0, first = c->rank - c->local_rank, step = j->device.n_devices;
+    TSR_TRY(j->ctx.ops->memory(&j->ctx, &free_bytes, &total));
+    r.parallel.dp = j->mesh.dp;
+    TSR_TRY(tsr_plan_open(&plan, &r, &j->model, &j->mesh, &opt));
+    for (int l = c->local_rank % step; l < c->local_size; l += step, n++)
+        need += on_device(&plan.classes[plan.class_of[first + l]].memory);
+    tsr_plan_close(&plan);
+    if (need <= free_bytes)
+        return 0;
+    char need_text[32], free_text[32], total_text[32];
+    return tsr_fail(
+        TSR_ENOMEM,
+        "this run can't fit: %d rank%s on device %d (%s) need%s %s, but %s of its %s are "
+        "free (tessera plan RUN.yaml --memory shows what would fit)",
+        n, n == 1 ? "" : "s", c->local_rank % step, j->ctx.ops->describe(&j->ctx),
+        n == 1 ? "s" : "", tsr_bytes_text(need_text, (double)need),
+        tsr_bytes_text(free_text, (double)free_bytes), tsr_bytes_text(total_text, (double)total));
+}
+
 int tsr_plan_refuse_job(struct tsr_job *j) {
     struct tsr_comm *c = &j->comm;
     int rc = 0;
-    if (c->local_rank == 0) // ranks of one host have consecutive numbers
+    if (j->ctx.ops->memory)
+        rc = c->local_rank < j->device.n_devices ? refuse_device(j) : 0;
+    else if (c->local_rank == 0) // ranks of one host have consecutive numbers
         rc = tsr_plan_refuse(&j->run, &j->model, &j->mesh, c->rank, c->local_size,
                              rank_threads(&j->run, c->local_size));
     return tsr_agree(&j->ctx, c, rc);

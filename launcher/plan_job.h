@@ -52,8 +52,8 @@ const struct tsr_advice *tsr_plan_best(const struct tsr_advice *a, int n);
 int tsr_plan_refuse(const struct tsr_run *run, const struct tsr_model *m,
                     const struct tsr_mesh *mesh, int first, int n, int threads);
 
-// The same for a job that has joined its ranks and read its run, on every host: collective, after
-// tsr_job_load_run and before anything large is allocated.
+// The same for a job that has joined its ranks, read its run and opened its device, on every host
+// and for every device: collective, before anything large is allocated.
 int tsr_plan_refuse_job(struct tsr_job *j);
 
 // The report on standard output.

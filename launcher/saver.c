@@ -40,7 +40,7 @@ static int open_checkpoint(struct tsr_saver *s) {
     struct tsr_checkpoint_opt opt = {.run_dir = s->run_dir,
                                      .model = s->net->m,
                                      .table = &s->net->tensors,
-                                     .dtype = TSR_DT_F32,
+                                     .dtype = s->net->ctx->dtype,
                                      .step = s->state.step,
                                      .epoch = s->epoch,
                                      .attempt = s->attempt};

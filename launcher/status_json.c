@@ -49,6 +49,8 @@ static void put_report(json_t *o, const Tessera__Control__StepReport *r) {
     json_object_set_new(o, "mfu", real(r->mfu));
     json_object_set_new(o, "step_ms", real(r->step_ms));
     json_object_set_new(o, "skipped", whole(r->skipped));
+    json_object_set_new(o, "rollbacks", whole(r->rollbacks));
+    json_object_set_new(o, "dropped_sequences", whole(r->dropped_sequences));
     if (r->has_valid_loss)
         json_object_set_new(o, "valid_loss", real(r->valid_loss));
 }

@@ -98,8 +98,12 @@ static int put_report(struct tsr_buf *b, const struct tsr_status_view *v) {
     TSR_TRY(tsr_buf_printf(b, "speed   %.0f tokens/s  %.1f ms a step  MFU %.1f %%\n",
                            r->tokens_per_s, r->step_ms, 100 * r->mfu));
     if (r->skipped > 0)
-        TSR_TRY(tsr_buf_printf(b, "skipped %" PRIu64 " step%s, not finite\n", r->skipped,
+        TSR_TRY(tsr_buf_printf(b, "skipped %" PRIu64 " step%s, not finite or a spike\n", r->skipped,
                                r->skipped == 1 ? "" : "s"));
+    if (r->rollbacks > 0)
+        TSR_TRY(tsr_buf_printf(
+            b, "rolled  back %" PRIu64 " time%s, %" PRIu64 " sequences of the data left out\n",
+            r->rollbacks, r->rollbacks == 1 ? "" : "s", r->dropped_sequences));
     return 0;
 }
 

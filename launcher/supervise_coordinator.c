@@ -108,6 +108,7 @@ static int command(const struct tsr_super *s, const char *host, struct tsr_strin
     TSR_TRY(tsr_strings_add(argv, "--port=%d", s->address.port));
     TSR_TRY(tsr_strings_add(argv, "--heartbeat=%g", (double)r->supervise.heartbeat_ms * 1e-3));
     TSR_TRY(tsr_strings_add(argv, "--lost=%g", (double)r->supervise.lost_ms * 1e-3));
+    TSR_TRY(tsr_strings_add(argv, "--stall=%g", (double)r->supervise.stall_ms * 1e-3));
     TSR_TRY(tsr_strings_add(argv, "--first=%g", (double)r->supervise.first_ms * 1e-3));
     TSR_TRY(tsr_strings_add(argv, "--metrics-port=%" PRId64,
                             r->supervise.metrics_port ? r->supervise.metrics_port : -1));

@@ -8,27 +8,11 @@
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
-#include "core/progress_bar.h"
 #include "dist/leaves.h"
-#include "dist/store.h"
-#include "dist/train.h"
-#include "launcher/attach.h"
-#include "launcher/metrics.h"
 #include "launcher/plan_job.h"
-#include "launcher/saver.h"
+#include "launcher/training_private.h"
 
 enum { EVAL_TOKENS = 1 << 17 };
-
-struct training {
-    struct tsr_job job;
-    struct tsr_trainer trainer;
-    struct tsr_metrics metrics;
-    struct tsr_attachment attachment;
-    struct tsr_saver *saver;
-    struct tsr_bar bar;
-    double peak_flops; // of all ranks
-    int64_t saved_step;
-};
 
 static struct tsr_progress *signalled; // the handler's only way to the job
 
@@ -50,12 +34,8 @@ static int sequence_of(void *dataset, uint64_t g, int32_t *tokens, uint8_t *doc_
     return tsr_dataset_sequence(dataset, g, tokens, doc_start);
 }
 
-static bool rank0(const struct training *tr) {
-    return tr->job.comm.rank == 0;
-}
-
 // Sum over ranks of the measured peak: what `mfu` is a share of.
-static int measure_peak(struct training *tr) {
+static int measure_peak(struct tsr_training *tr) {
     struct tsr_leaves l = {0};
     double *all = NULL;
     TSR_TRY(tsr_leaves_push(&l, tr->job.comm.rank,
@@ -78,82 +58,8 @@ static int write_config(const struct tsr_run *r) {
     return rc;
 }
 
-static int load_state(struct training *tr, const char *dir) {
-    struct tsr_trainer *t = &tr->trainer;
-    struct tsr_state s;
-    struct tsr_model stored;
-    TSR_TRY(tsr_model_load(&stored, dir));
-    int rc = tsr_model_same(t->m, &stored, dir);
-    tsr_model_free(&stored);
-    TSR_TRY(rc);
-    TSR_TRY(tsr_state_read(&s, dir));
-    rc = tsr_run_check_resume(&tr->job.run, s.run_yaml, dir);
-    if (rc == 0 && (s.virtual_shards != t->net.mesh.V || s.virtual_replicas != t->net.mesh.W))
-        rc = tsr_fail(TSR_ECONFIG,
-                      "%s was trained with virtual_shards %lld and virtual_replicas %lld; this run "
-                      "has %d and %d",
-                      dir, (long long)s.virtual_shards, (long long)s.virtual_replicas,
-                      t->net.mesh.V, t->net.mesh.W);
-    if (rc == 0)
-        rc = tsr_store_load_checkpoint(&t->net, dir);
-    if (rc == 0) {
-        t->step = s.step;
-        t->updates = s.updates;
-        t->skipped = s.step - s.updates;
-        tr->saved_step = s.step;
-    }
-    tsr_state_free(&s);
-    return rc;
-}
-
-// Weights: the newest good checkpoint, a model directory, or fresh ones.
-static int load_weights(struct training *tr) {
-    const struct tsr_run *r = &tr->job.run;
-    struct tsr_net *net = &tr->trainer.net;
-    char dir[TSR_PATH_MAX];
-    int found = 0;
-    if (strcmp(r->checkpoint.resume, "auto") == 0) {
-        TSR_TRY(found = tsr_store_find(net, r->run.dir, dir));
-    } else if (strcmp(r->checkpoint.resume, "none") != 0) {
-        TSR_TRY(tsr_path_join(dir, r->checkpoint.resume, ""));
-        TSR_TRY(tsr_store_verify(net, dir));
-        found = 1;
-    }
-    if (found) {
-        TSR_TRY(tsr_agree(net->ctx, net->comm, load_state(tr, dir)));
-        if (rank0(tr))
-            tsr_info("resuming after step %lld from %s", (long long)tr->trainer.step, dir);
-        return 0;
-    }
-    int rc = r->model.from ? tsr_store_load_weights(net, r->model.from) : tsr_net_init(net);
-    return tsr_agree(net->ctx, net->comm, rc);
-}
-
-// Has a checkpoint of this step written; `wait`: until it is committed.
-static int save(struct training *tr, bool wait) {
-    const struct tsr_run *r = &tr->job.run;
-    struct tsr_trainer *t = &tr->trainer;
-    struct tsr_buf yaml = {0};
-    if (tr->saved_step == t->step)
-        return wait ? tsr_saver_wait(tr->saver) : 0;
-    tr->job.progress.phase = TSR_PHASE_CHECKPOINT;
-    TSR_TRY(tsr_run_dump(r, &yaml));
-    struct tsr_state state = {.step = t->step,
-                              .updates = t->updates,
-                              .sequences = t->step * r->train.global_batch,
-                              .seed = r->run.seed,
-                              .virtual_shards = t->net.mesh.V,
-                              .virtual_replicas = t->net.mesh.W,
-                              .run_yaml = yaml.data};
-    int rc = tsr_saver_save(tr->saver, &state, wait);
-    tsr_buf_free(&yaml);
-    if (rc == 0)
-        tr->saved_step = t->step;
-    return rc;
-}
-
 // The loss on held-out data, at most EVAL_TOKENS of it; negative when it isn't due.
-static int evaluate(struct training *tr, double *loss) {
+static int evaluate(struct tsr_training *tr, double *loss) {
     const struct tsr_run *r = &tr->job.run;
     struct tsr_trainer *t = &tr->trainer;
     *loss = -1.0;
@@ -167,7 +73,7 @@ static int evaluate(struct training *tr, double *loss) {
 }
 
 // For whoever watches the run from outside.
-static void tell(struct training *tr, const struct tsr_metrics_line *l) {
+static void tell(struct tsr_training *tr, const struct tsr_metrics_line *l) {
     Tessera__Control__StepReport r = TESSERA__CONTROL__STEP_REPORT__INIT;
     r.step = (uint64_t)l->step;
     r.loss = l->loss;
@@ -176,6 +82,8 @@ static void tell(struct training *tr, const struct tsr_metrics_line *l) {
     r.tokens_per_s = l->tokens_per_s;
     r.step_ms = l->step_ms;
     r.skipped = (uint64_t)l->skipped;
+    r.rollbacks = (uint64_t)l->rollbacks;
+    r.dropped_sequences = (uint64_t)l->dropped;
     r.has_valid_loss = l->valid_loss >= 0.0;
     r.valid_loss = r.has_valid_loss ? l->valid_loss : 0.0;
     r.mfu = l->mfu;
@@ -183,12 +91,13 @@ static void tell(struct training *tr, const struct tsr_metrics_line *l) {
     tsr_agent_step(tr->attachment.agent, &r);
 }
 
-static int report(struct training *tr, const struct tsr_step_result *s, double seconds,
+static int report(struct tsr_training *tr, const struct tsr_step_result *s, double seconds,
                   double valid_loss) {
     const struct tsr_trainer *t = &tr->trainer;
-    if (!rank0(tr))
+    if (!tsr_is_rank0(tr))
         return 0;
-    double tokens = (double)(tr->job.run.train.global_batch * tr->job.run.data.seq_len);
+    int64_t batch = tr->job.run.train.global_batch;
+    double tokens = (double)(batch * tr->job.run.data.seq_len);
     double rate = tokens / seconds;
     struct tsr_metrics_line l = {.step = t->step,
                                  .tokens = (int64_t)tokens * t->step,
@@ -200,6 +109,8 @@ static int report(struct training *tr, const struct tsr_step_result *s, double s
                                         tr->peak_flops,
                                  .step_ms = seconds * 1e3,
                                  .skipped = t->skipped,
+                                 .rollbacks = t->guard.rollbacks,
+                                 .dropped = t->sequences - t->step * batch,
                                  .valid_loss = valid_loss};
     TSR_TRY(tsr_metrics_write(&tr->metrics, &l));
     tell(tr, &l);
@@ -209,26 +120,31 @@ static int report(struct training *tr, const struct tsr_step_result *s, double s
     if (valid_loss >= 0.0)
         tsr_info("step %lld: training loss %.4f, validation loss %.4f", (long long)t->step, s->loss,
                  valid_loss);
-    if (s->skipped)
-        tsr_warn("step %lld skipped: loss %g, gradient norm %g", (long long)t->step, s->loss,
-                 s->grad_norm);
+    if (s->judged.kind != TSR_STEP_GOOD) {
+        char what[TSR_GUARD_TEXT];
+        tsr_guard_describe(what, &s->judged, t->step);
+        tsr_warn("%s: skipped, %lld in a row", what, (long long)t->guard.skips);
+    }
     return 0;
 }
 
 // After a step: its numbers, a save that has failed meanwhile, a checkpoint when it is due.
-static int after_step(struct training *tr, const struct tsr_step_result *s, double seconds,
+static int after_step(struct tsr_training *tr, const struct tsr_step_result *s, double seconds,
                       double valid_loss) {
     const struct tsr_run *r = &tr->job.run;
     int64_t step = tr->trainer.step;
     int rc = report(tr, s, seconds, valid_loss);
     TSR_TRY(tsr_agree(&tr->job.ctx, &tr->job.comm, rc == 0 ? tsr_saver_poll(tr->saver) : rc));
     bool last = s->stop || step == r->train.steps;
-    if (!last && (r->checkpoint.every == 0 || step % r->checkpoint.every != 0))
+    bool due = r->checkpoint.every > 0 && step % r->checkpoint.every == 0;
+    if (!last && !due)
         return 0;
-    return tsr_agree(&tr->job.ctx, &tr->job.comm, save(tr, last || !r->checkpoint.async));
+    rc =
+        tsr_training_save(tr, due ? TSR_SAVE_ANCHOR : TSR_SAVE_PLAIN, last || !r->checkpoint.async);
+    return tsr_agree(&tr->job.ctx, &tr->job.comm, rc);
 }
 
-static int loop(struct training *tr) {
+static int loop(struct tsr_training *tr) {
     const struct tsr_run *r = &tr->job.run;
     struct tsr_trainer *t = &tr->trainer;
     while (t->step < r->train.steps) {
@@ -236,8 +152,12 @@ static int loop(struct training *tr) {
         double begin = tsr_now(), valid_loss;
         TSR_TRY(tsr_trainer_step(t, &s));
         double seconds = tsr_now() - begin;
-        TSR_TRY(evaluate(tr, &valid_loss));
-        TSR_TRY(after_step(tr, &s, seconds, valid_loss));
+        if (tsr_step_stands(&s)) {
+            TSR_TRY(evaluate(tr, &valid_loss));
+            TSR_TRY(after_step(tr, &s, seconds, valid_loss));
+        } else {
+            TSR_TRY(tsr_training_bad_step(tr, &s));
+        }
         if (s.stop && t->step < r->train.steps)
             return tsr_fail(TSR_EINTERRUPTED, "interrupted after step %lld", (long long)t->step);
     }
@@ -246,9 +166,9 @@ static int loop(struct training *tr) {
 
 // Rank 0 writes the resolved run file and opens the metrics: only now is it known that this run may
 // go on in its directory.
-static int open_reports(struct training *tr) {
+static int open_reports(struct tsr_training *tr) {
     const struct tsr_job *j = &tr->job;
-    if (!rank0(tr))
+    if (!tsr_is_rank0(tr))
         return 0;
     TSR_TRY(write_config(&j->run));
     TSR_TRY(tsr_metrics_open(&tr->metrics, j->run.run.dir, tr->trainer.step));
@@ -261,14 +181,14 @@ static int open_reports(struct training *tr) {
 }
 
 // Joins the coordinator first, so that a rank that hangs in what follows is seen.
-static int prepare(struct training *tr) {
+static int prepare(struct tsr_training *tr) {
     struct tsr_job *j = &tr->job;
     TSR_TRY(tsr_attach(&tr->attachment, j));
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, tsr_log_open(j->run.run.dir)));
     TSR_TRY(tsr_job_load_data(j));
     TSR_TRY(tsr_trainer_open(&tr->trainer, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh,
                              sequence_of, j->train));
-    TSR_TRY(load_weights(tr));
+    TSR_TRY(tsr_training_load(tr));
     struct tsr_saver_opt saver = {.net = &tr->trainer.net,
                                   .agent = tr->attachment.agent,
                                   .run_dir = j->run.run.dir,
@@ -277,18 +197,19 @@ static int prepare(struct training *tr) {
                                   .epoch = tr->attachment.epoch};
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, tsr_saver_open(&tr->saver, &saver)));
     TSR_TRY(measure_peak(tr));
-    return tsr_agree(&j->ctx, &j->comm, open_reports(tr));
+    TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_reports(tr)));
+    return tsr_training_anchor(tr);
 }
 
-static int run(struct training *tr, const char *path, const char *const *overrides, int n) {
+static int run(struct tsr_training *tr, const char *path, const char *const *overrides, int n) {
     struct tsr_job *j = &tr->job;
     TSR_TRY(tsr_job_load_run(j, path, overrides, n));
-    TSR_TRY(tsr_job_device(j, j->run.device.threads));
+    TSR_TRY(tsr_job_device(j));
     TSR_TRY(tsr_plan_refuse_job(j));
     TSR_TRY(prepare(tr));
     catch_signals(&j->progress);
     int rc = loop(tr);
-    if (rank0(tr)) {
+    if (tsr_is_rank0(tr)) {
         if (rc == 0)
             tsr_bar_end(&tr->bar);
         else
@@ -300,7 +221,7 @@ static int run(struct training *tr, const char *path, const char *const *overrid
 }
 
 int tsr_train_rank(const char *command, const char *path, const char *const *overrides, int n) {
-    struct training tr = {0};
+    struct tsr_training tr = {0};
     int rc = tsr_job_open(&tr.job, command);
     if (rc == 0)
         rc = run(&tr, path, overrides, n);

@@ -70,11 +70,17 @@ TSR_ISA_OPS(X)
 void TSR_FN(tsr_act_span)(enum tsr_act act, float *y, const float *x, int n);
 #endif
 
+// This backend computes in fp32; planning measures what other types would take.
+static inline bool tsr_cpu_can(const struct tsr_ctx *ctx) {
+    return ctx->dtype == TSR_DT_F32 || tsr_pool_is_dry(ctx->stream);
+}
+
 // Memory is the same for every instruction set (kernels/cpu/memory.c).
 int tsr_cpu_alloc(struct tsr_ctx *ctx, size_t n_bytes, void **out);
 void tsr_cpu_free(struct tsr_ctx *ctx, void *p, size_t n_bytes);
 int tsr_cpu_zero(struct tsr_ctx *ctx, void *p, size_t n_bytes);
 int tsr_cpu_copy(struct tsr_ctx *ctx, void *dst, const void *src, size_t n_bytes);
+int tsr_cpu_move(struct tsr_ctx *ctx, void *dst, const void *src, size_t n_bytes);
 int tsr_cpu_copy_2d(struct tsr_ctx *ctx, tsr_elem *dst, ptrdiff_t ldd, const tsr_elem *src,
                     ptrdiff_t lds, int rows, int cols);
 int tsr_cpu_convert(struct tsr_ctx *ctx, enum tsr_dtype to, void *dst, ptrdiff_t ldd,
@@ -83,6 +89,10 @@ int tsr_cpu_convert(struct tsr_ctx *ctx, enum tsr_dtype to, void *dst, ptrdiff_t
 int tsr_cpu_sync(struct tsr_ctx *ctx);
 int tsr_cpu_pin(struct tsr_ctx *ctx, void *p, size_t n_bytes);
 void tsr_cpu_unpin(struct tsr_ctx *ctx, void *p, size_t n_bytes);
+
+// Sampling is core's own (kernels/cpu/sample.c).
+int tsr_cpu_sample(struct tsr_ctx *ctx, int32_t *next, const float *logits,
+                   const struct tsr_sampling *s, const uint64_t *index, int rows, int64_t v);
 
 // So is what stands in kernels/cpu/cpu.c.
 void tsr_cpu_close(struct tsr_ctx *ctx);

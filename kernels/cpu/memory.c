@@ -5,16 +5,19 @@
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/pages.h"
+#include "kernels/cpu/stream.h"
 
 enum {
-    CHUNK = 1 << 20,    // bytes a thread fills or copies at a time
-    POPULATE = 16 << 20 // or gets from the kernel; smaller allocations come page by page
+    CHUNK = 1 << 20,     // bytes a thread fills or copies at a time
+    STREAM = 64 << 10,   // from here on a move goes past the cache
+    POPULATE = 16 << 20, // or gets from the kernel; smaller allocations come page by page
 };
 
 struct span_job {
     char *dst;
     const char *src; // NULL: fill with zero
     size_t n_bytes;
+    bool stream; // past the cache
 };
 
 struct rows_job {
@@ -58,7 +61,9 @@ static void span_part(void *arg, int part, int thread) {
     const struct span_job *j = arg;
     size_t lo = (size_t)part * CHUNK;
     size_t n = j->n_bytes - lo < CHUNK ? j->n_bytes - lo : CHUNK;
-    if (j->src != NULL)
+    if (j->stream)
+        tsr_stream_copy(j->dst + lo, j->src + lo, n);
+    else if (j->src != NULL)
         memcpy(j->dst + lo, j->src + lo, n);
     else
         memset(j->dst + lo, 0, n);
@@ -76,6 +81,14 @@ int tsr_cpu_zero(struct tsr_ctx *ctx, void *p, size_t n_bytes) {
 
 int tsr_cpu_copy(struct tsr_ctx *ctx, void *dst, const void *src, size_t n_bytes) {
     run_span(ctx, (struct span_job){.dst = dst, .src = src, .n_bytes = n_bytes});
+    return 0;
+}
+
+// Between the device's memory and the host's, which here is the same. What is large is a whole
+// state on its way to a checkpoint or out of one: nobody reads it soon.
+int tsr_cpu_move(struct tsr_ctx *ctx, void *dst, const void *src, size_t n_bytes) {
+    run_span(ctx, (struct span_job){
+                      .dst = dst, .src = src, .n_bytes = n_bytes, .stream = n_bytes >= STREAM});
     return 0;
 }
 
@@ -127,6 +140,8 @@ int tsr_cpu_convert(struct tsr_ctx *ctx, enum tsr_dtype to, void *dst, ptrdiff_t
     const ptrdiff_t from_step = lds * (ptrdiff_t)tsr_dtype_size(from);
     if (to == from && to == ctx->dtype)
         return tsr_cpu_copy_2d(ctx, dst, ldd, src, lds, (int)rows, (int)cols);
+    if (tsr_pool_is_dry(ctx->stream))
+        return 0;
     for (int64_t i = 0; i < rows; i++)
         convert_row(to, (char *)dst + i * to_step, from, (const char *)src + i * from_step, cols);
     return 0;

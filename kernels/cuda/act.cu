@@ -6,40 +6,8 @@
 //   GELU tanh  x (1 + tanh u) / 2 = x sigmoid(2u),  2u = 2 sqrt(2/pi) (x + 0.044715 x^3)
 //              derivative s + x s (1 - s) (2u)',  s = sigmoid(2u)
 //   SiLU       x sigmoid(x),  derivative s + x s (1 - s)
+#include "kernels/cuda/act.cuh"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/math.cuh"
-
-#define SQRT_HALF     0.70710678f
-#define RSQRT_2PI     0.39894228f
-#define TWO_SQRT_2_PI 1.5957691f // 2 sqrt(2/pi)
-#define CUBIC         0.044715f
-
-DEVICE float two_u(float x) {
-    return (x * TWO_SQRT_2_PI) * fmaf(x * x, CUBIC, 1.0f);
-}
-
-template <class T> DEVICE float sigmoid(float t) {
-    return divide_of<T>(1.0f, 1.0f + exp_of<T>(-t));
-}
-
-// fast_divide takes no more than 2^126 below the line, so for 16-bit elements e^-t stops growing
-// where x sigmoid(t) rounds to zero in any case.
-template <class T> DEVICE float not_far_below(float t) {
-    return sizeof(T) == 2 && t < -60.0f ? -60.0f : t;
-}
-
-template <class T> DEVICE float x_sigmoid(float x, float t) {
-    return divide_of<T>(x, 1.0f + exp_of<T>(-not_far_below<T>(t)));
-}
-
-template <class T, enum tsr_act ACT> DEVICE float forward(float x) {
-    if (ACT == TSR_ACT_SILU)
-        return x_sigmoid<T>(x, x);
-    if (ACT == TSR_ACT_GELU_TANH)
-        return x_sigmoid<T>(x, two_u(x));
-    float half = x * 0.5f;
-    return fmaf(half, erf_exact(x * SQRT_HALF), half);
-}
 
 // s + x s (1 - s) slope.
 DEVICE float sigmoid_slope(float x, float s, float slope) {
@@ -84,11 +52,11 @@ __global__ void __launch_bounds__(256) act_kernel(act_args<T> q) {
         up = load_chunk(q.up + at, left, q.wide);
     for (int i = 0; i < chunk<T>::N; i++) {
         if (!BACKWARD) {
-            float y = forward<T, ACT>(x.v[i]);
+            float y = act_of<T, ACT>(x.v[i]);
             out.v[i] = GATED ? y * up.v[i] : y;
         } else {
             if (GATED)
-                out2.v[i] = dy.v[i] * forward<T, ACT>(x.v[i]);
+                out2.v[i] = dy.v[i] * act_of<T, ACT>(x.v[i]);
             out.v[i] = (GATED ? dy.v[i] * up.v[i] : dy.v[i]) * derivative<T, ACT>(x.v[i]);
         }
     }

@@ -1,6 +1,6 @@
 // Attention's two operations: checks, the dot products that backward starts with, and the choice
 // between the fp32 kernels and those on the matrix units.
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/flash_bwd.cuh"
 
 template <class T> struct dots_args {
     float *dots;      // (nq, N)
@@ -47,23 +47,43 @@ int tsr_cuda_attention(void *stream, enum tsr_dtype dtype, const struct tsr_cuda
     TSR_TRY(check(dtype, a));
     if (a->n_segs == 0 || a->max_length == 0 || a->nq == 0)
         return 0;
-    if (dtype == TSR_DT_F32)
-        return attention_f32(stream, a, (float *)o, lse, (const float *)q, (const float *)k,
-                             (const float *)v);
-    return flash_forward(stream, dtype, a, o, lse, q, k, v);
+    struct tsr_cuda_attn all = *a;
+    if (all.drop.p > 0.0f || all.scratch == nullptr)
+        all.n_few = 0;
+    if (dtype == TSR_DT_F32) {
+        if (all.n_few > 0)
+            TSR_TRY(decode_f32_forward(stream, &all, (float *)o, lse, (const float *)q));
+        return all.n_few == all.n_segs
+                   ? 0
+                   : attention_f32(stream, &all, (float *)o, lse, (const float *)q,
+                                   (const float *)k, (const float *)v);
+    }
+    if (all.n_few > 0)
+        TSR_TRY(decode_forward(stream, dtype, &all, o, lse, q));
+    return all.n_few == all.n_segs ? 0 : flash_forward(stream, dtype, &all, o, lse, q, k, v);
+}
+
+// The dot products, to whole 16 bytes.
+static size_t n_dots(const struct tsr_cuda_attn *a) {
+    return ((size_t)a->nq * (size_t)a->n_tokens + 3) / 4 * 4;
+}
+
+size_t tsr_cuda_attention_bwd_scratch(enum tsr_dtype dtype, const struct tsr_cuda_attn *a) {
+    return n_dots(a) + (dtype == TSR_DT_F32 ? 0 : flash_layout_of(a).n_floats);
 }
 
 int tsr_cuda_attention_bwd(void *stream, enum tsr_dtype dtype, const struct tsr_cuda_attn *a,
                            const struct tsr_kv_slot *slots, int n_slots, void *dq, void *dk,
                            void *dv, const void *d_o, const void *o, const float *lse,
-                           const void *q, const void *k, const void *v, float *dots) {
+                           const void *q, const void *k, const void *v, float *scratch) {
     TSR_TRY(check(dtype, a));
     if (a->n_segs == 0 || a->max_length == 0 || a->nq == 0 || n_slots == 0)
         return 0;
-    attention_grads g = {slots, n_slots, dq, dk, dv, d_o, lse, q, k, v, dots};
+    attention_grads g = {slots, n_slots, dq, dk, dv,      d_o,
+                         lse,   q,       k,  v,  scratch, scratch + n_dots(a)};
     TSR_WITH_TYPE(dtype, T, {
-        dots_args<T> p = {dots,  (const T *)d_o, (const T *)o, a->ldo,
-                          a->nq, a->n_tokens,    a->head_dim};
+        dots_args<T> p = {scratch, (const T *)d_o, (const T *)o, a->ldo,
+                          a->nq,   a->n_tokens,    a->head_dim};
         unsigned blocks = blocks_for((int64_t)a->nq * a->n_tokens, 128 / 16);
         TSR_TRY(launch_kernel("attention_dots", dots_kernel<T>, dim3(blocks), 128, 0, stream, p));
         return sizeof(T) == 4 ? attention_f32_bwd(stream, a, &g)

@@ -53,6 +53,11 @@ DEVICE bool mask_keeps(const struct tsr_cuda_attn &a, const struct tsr_cuda_segm
     return word_of(mask_draws(a, g, key / 4, pos, head), key % 4) >= a.drop_threshold;
 }
 
+// Whether a segment's queries are few, which decode.cu and decode_f32.cu are for.
+DEVICE bool is_few(const struct tsr_cuda_attn &a, const struct tsr_cuda_segment &g) {
+    return a.n_few > 0 && g.k != nullptr && g.length <= TSR_CUDA_FEW;
+}
+
 // The parts of tsr_cuda_attention and its backward for fp32 and for 16-bit types.
 int attention_f32(void *stream, const struct tsr_cuda_attn *a, float *o, float *lse, const float *q,
                   const float *k, const float *v);
@@ -65,10 +70,16 @@ struct attention_grads {
     const float *lse;
     const void *q, *k, *v;
     const float *dots; // (nq, N): the sum over d of dO O
+    float *rest;       // of the scratch, past `dots`
 };
 int attention_f32_bwd(void *stream, const struct tsr_cuda_attn *a, const attention_grads *g);
 int flash_forward(void *stream, enum tsr_dtype dtype, const struct tsr_cuda_attn *a, void *o,
                   float *lse, const void *q, const void *k, const void *v);
+// Segments of few queries: decode.cu, decode_f32.cu.
+int decode_forward(void *stream, enum tsr_dtype dtype, const struct tsr_cuda_attn *a, void *o,
+                   float *lse, const void *q);
+int decode_f32_forward(void *stream, const struct tsr_cuda_attn *a, float *o, float *lse,
+                       const float *q);
 int flash_backward(void *stream, enum tsr_dtype dtype, const struct tsr_cuda_attn *a,
                    const attention_grads *g);
 

@@ -52,7 +52,7 @@ DEVICE void f32_soften(const f32_args &p, const struct tsr_cuda_segment &g, f32_
 template <int NC> __global__ void __launch_bounds__(F32_THREADS) attention_f32_kernel(f32_args p) {
     struct tsr_cuda_segment g = p.a.segs[blockIdx.z];
     int t0 = (int)(gridDim.x - 1 - blockIdx.x) * F32_ROWS, h = blockIdx.y; // the longest rows first
-    if (t0 >= g.length)
+    if (t0 >= g.length || is_few(p.a, g))
         return;
     int n = min_of((int)F32_ROWS, g.length - t0), kv = kv_of(p.a, h), dim = p.a.head_dim;
     int x = threadIdx.x % 16, y = threadIdx.x / 16, ld = f32_ld(dim), first = first_key(g);

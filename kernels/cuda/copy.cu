@@ -26,11 +26,27 @@ __global__ void __launch_bounds__(256) fill_kernel(T *dst, float value, int64_t 
         dst[i] = from_float<T>(value);
 }
 
+// Eight elements a thread: 16 bytes of the narrower type.
 template <class T, class S>
-__global__ void __launch_bounds__(256) convert_kernel(T *dst, const S *src, int64_t n) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n)
-        dst[i] = from_float<T>(to_float(src[i]));
+__global__ void __launch_bounds__(256)
+    convert_kernel(T *dst, ptrdiff_t ldd, const S *src, ptrdiff_t lds, int64_t rows, int64_t cols,
+                   int64_t per_row, bool wide) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / per_row;
+    int64_t col = i % per_row * 8;
+    if (row >= rows)
+        return;
+    float x[8];
+    for (int k = 0; k < 8; k += chunk<S>::N) {
+        chunk<S> c = load_chunk(src + row * lds + col + k, cols - col - k, wide);
+        for (int e = 0; e < chunk<S>::N; e++)
+            x[k + e] = c.v[e];
+    }
+    for (int k = 0; k < 8; k += chunk<T>::N) {
+        chunk<T> c;
+        for (int e = 0; e < chunk<T>::N; e++)
+            c.v[e] = x[k + e];
+        store_chunk(dst + row * ldd + col + k, cols - col - k, wide, c);
+    }
 }
 
 struct init_args {
@@ -81,18 +97,29 @@ int tsr_cuda_fill(void *stream, enum tsr_dtype dtype, void *dst, float value, si
 }
 
 template <class T>
-static int convert_to(void *stream, T *dst, enum tsr_dtype from, const void *src, int64_t n) {
+static int convert_to(void *stream, T *dst, ptrdiff_t ldd, enum tsr_dtype from, const void *src,
+                      ptrdiff_t lds, int64_t rows, int64_t cols) {
     TSR_WITH_TYPE(from, S, {
-        return launch_kernel("convert", convert_kernel<T, S>, dim3(blocks_for(n, 256)), 256, 0,
-                             stream, dst, (const S *)src, n);
+        const S *s = (const S *)src;
+        int64_t per_row = (cols + 7) / 8;
+        bool wide =
+            rows == 1 ? aligned16(dst) && aligned16(s) : aligned16(dst, ldd) && aligned16(s, lds);
+        return launch_kernel("convert", convert_kernel<T, S>, dim3(blocks_for(rows * per_row, 256)),
+                             256, 0, stream, dst, ldd, s, lds, rows, cols, per_row, wide);
     })
 }
 
-int tsr_cuda_convert(void *stream, enum tsr_dtype to, void *dst, enum tsr_dtype from,
-                     const void *src, size_t n) {
-    if (n == 0)
+int tsr_cuda_convert(void *stream, enum tsr_dtype to, void *dst, ptrdiff_t ldd, enum tsr_dtype from,
+                     const void *src, ptrdiff_t lds, int64_t rows, int64_t cols) {
+    if (rows == 0 || cols == 0)
         return 0;
-    TSR_WITH_TYPE(to, T, { return convert_to<T>(stream, (T *)dst, from, src, (int64_t)n); })
+    if (ldd == cols && lds == cols) { // one long row
+        cols *= rows;
+        ldd = lds = cols;
+        rows = 1;
+    }
+    TSR_WITH_TYPE(to, T,
+                  { return convert_to<T>(stream, (T *)dst, ldd, from, src, lds, rows, cols); })
 }
 
 int tsr_cuda_init_normal(void *stream, enum tsr_dtype dtype, void *w, struct tsr_rng_key key,

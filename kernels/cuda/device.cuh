@@ -22,8 +22,9 @@ template <class... P, class... A>
 int launch_kernel(const char *name, void (*kernel)(P...), dim3 grid, int threads,
                   size_t shared_bytes, void *stream, A... args) {
 #ifdef TSR_SIMT
-    (void)stream;
-    simt::launch(name, grid, threads, shared_bytes, [=] { kernel(args...); });
+    simt::enqueue(stream, [=] {
+        simt::launch(name, grid, threads, shared_bytes, [=] { kernel(args...); });
+    });
     return 0;
 #else
     cudaError_t rc = cudaSuccess;
@@ -37,6 +38,22 @@ int launch_kernel(const char *name, void (*kernel)(P...), dim3 grid, int threads
     if (rc == cudaSuccess)
         return 0;
     return tsr_fail(TSR_EIO, "device: %s: %s", name, cudaGetErrorString(rc));
+#endif
+}
+
+// The most shared memory that a block of this device may have.
+inline int max_shared_bytes(int *n_bytes) {
+#ifdef TSR_SIMT
+    *n_bytes = 227 * 1024;
+    return 0;
+#else
+    int device;
+    cudaError_t rc = cudaGetDevice(&device);
+    if (rc == cudaSuccess)
+        rc = cudaDeviceGetAttribute(n_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (rc == cudaSuccess)
+        return 0;
+    return tsr_fail(TSR_EIO, "device: size of shared memory: %s", cudaGetErrorString(rc));
 #endif
 }
 

@@ -5,10 +5,12 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/math.cuh"
 
-template <class T> struct dropout_args {
+// Y: the type of y, T or float.
+template <class T, class Y> struct dropout_args {
     T *out;            // (N, C) with leading dimension ld, like residual and y
     const T *residual; // or NULL
-    const T *y, *bias; // bias (C) or NULL
+    const Y *y;
+    const T *bias; // (C) or NULL
     float p;
     uint32_t threshold;
     struct tsr_rng_key key;
@@ -20,7 +22,8 @@ template <class T> struct dropout_args {
 };
 
 // A thread has the chunk of global columns [8 k, 8 k + 8) (of fp32 four), which is whole counters.
-template <class T> __global__ void __launch_bounds__(128) dropout_kernel(dropout_args<T> q) {
+template <class T, class Y>
+__global__ void __launch_bounds__(128) dropout_kernel(dropout_args<T, Y> q) {
     constexpr int N = chunk<T>::N;
     struct tsr_cuda_segment g = q.segs[blockIdx.z];
     int t = blockIdx.x, j = (int)(blockIdx.y * blockDim.x + threadIdx.x) * N - q.skip;
@@ -38,7 +41,11 @@ template <class T> __global__ void __launch_bounds__(128) dropout_kernel(dropout
     }
     chunk<T> y, bias = {}, residual = {};
     if (q.wide) {
-        y = load_chunk(q.y + at, q.c - j, true);
+        for (int k = 0; k < N; k += chunk<Y>::N) {
+            chunk<Y> part = load_chunk(q.y + at + k, q.c - j - k, true);
+            for (int i = 0; i < chunk<Y>::N; i++)
+                y.v[k + i] = part.v[i];
+        }
         if (q.bias != nullptr)
             bias = load_chunk(q.bias + j, q.c - j, true);
         if (q.residual != nullptr)
@@ -66,30 +73,52 @@ template <class T> __global__ void __launch_bounds__(128) dropout_kernel(dropout
             q.out[at + i] = from_float<T>(y.v[i]);
 }
 
+template <class T, class Y>
+static int launch_dropout(void *stream, dropout_args<T, Y> q, int n_segs, int max_length) {
+    constexpr int N = chunk<T>::N;
+    q.threshold = tsr_drop_threshold(q.p);
+    q.skip = (int)(q.col0 % N);
+    q.wide = q.skip == 0 && aligned16(q.out, q.ld) && aligned16(q.y, q.ld) &&
+             aligned16(q.residual, q.ld) && aligned16(q.bias);
+    dim3 grid((unsigned)max_length, blocks_for(q.c + q.skip, 128 * N), (unsigned)n_segs);
+    return launch_kernel("dropout", dropout_kernel<T, Y>, grid, 128, 0, stream, q);
+}
+
 int tsr_cuda_dropout(void *stream, enum tsr_dtype dtype, void *out, const void *residual,
-                     const void *y, const void *bias, struct tsr_dropout d,
+                     const void *y, bool y_f32, const void *bias, struct tsr_dropout d,
                      const struct tsr_cuda_segment *segs, int n_segs, int max_length, ptrdiff_t ld,
                      int c, int64_t col0) {
     if (n_segs == 0 || max_length == 0 || c == 0)
         return 0;
     TSR_WITH_TYPE(dtype, T, {
-        constexpr int N = chunk<T>::N;
-        dropout_args<T> q = {};
-        q.out = (T *)out;
-        q.residual = (const T *)residual;
-        q.y = (const T *)y;
-        q.bias = (const T *)bias;
-        q.p = d.p;
-        q.threshold = tsr_drop_threshold(d.p);
-        q.key = d.key;
-        q.segs = segs;
-        q.ld = ld;
-        q.c = c;
-        q.skip = (int)(col0 % N);
-        q.col0 = col0;
-        q.wide = q.skip == 0 && aligned16(q.out, ld) && aligned16(q.y, ld) &&
-                 aligned16(q.residual, ld) && aligned16(q.bias);
-        dim3 grid((unsigned)max_length, blocks_for(c + q.skip, 128 * N), (unsigned)n_segs);
-        return launch_kernel("dropout", dropout_kernel<T>, grid, 128, 0, stream, q);
+        dropout_args<T, float> f = {(T *)out,
+                                    (const T *)residual,
+                                    (const float *)y,
+                                    (const T *)bias,
+                                    d.p,
+                                    0,
+                                    d.key,
+                                    segs,
+                                    ld,
+                                    c,
+                                    0,
+                                    col0,
+                                    false};
+        if (y_f32)
+            return launch_dropout(stream, f, n_segs, max_length);
+        dropout_args<T, T> q = {(T *)out,
+                                (const T *)residual,
+                                (const T *)y,
+                                (const T *)bias,
+                                d.p,
+                                0,
+                                d.key,
+                                segs,
+                                ld,
+                                c,
+                                0,
+                                col0,
+                                false};
+        return launch_dropout(stream, q, n_segs, max_length);
     })
 }

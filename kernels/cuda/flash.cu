@@ -7,6 +7,7 @@
 // fixed absolute positions. Keys and values have two buffers: while one block is worked on, the
 // next is on its way, so a step needs one barrier. Weights stay in registers between the products.
 #include "kernels/cuda/flash.cuh"
+#include "kernels/cuda/flash_row.cuh"
 
 template <class T> struct flash_args {
     struct tsr_cuda_attn a;
@@ -61,28 +62,23 @@ DEVICE void flash_drop(float (&s)[N][4], const struct tsr_cuda_attn &a,
 template <int D, int N>
 DEVICE void flash_soften(float (&s)[N][4], float (&o)[D / 8][4], flash_stats &rows,
                          float scale_log2) {
+    float alpha[2];
     for (int half = 0; half < 2; half++) {
-        float most = rows.m[half];
+        float most = rows.m[half], sum;
         UNROLL(N)
         for (int n = 0; n < N; n++)
             most = max_of(most, max_of(s[n][2 * half], s[n][2 * half + 1]));
         most = max4(most);
-        float ref = most == -INF ? 0.0f : most * scale_log2;
-        float alpha = fast_exp2(fmaf(rows.m[half], scale_log2, -ref)), sum = 0.0f;
+        alpha[half] = flash_weights<N>(s, half, rows.m[half], most, scale_log2, &sum);
         rows.m[half] = most;
-        UNROLL(N)
-        for (int n = 0; n < N; n++)
-            for (int i = 2 * half; i < 2 * half + 2; i++) {
-                s[n][i] = fast_exp2(fmaf(s[n][i], scale_log2, -ref));
-                sum = sum + s[n][i];
-            }
-        rows.l[half] = fmaf(rows.l[half], alpha, sum);
-        UNROLL(D / 8)
-        for (int n = 0; n < D / 8; n++) {
-            o[n][2 * half] *= alpha;
-            o[n][2 * half + 1] *= alpha;
-        }
+        rows.l[half] = fmaf(rows.l[half], alpha[half], sum);
     }
+    if (warp_ballot(alpha[0] != 1.0f || alpha[1] != 1.0f) == 0)
+        return; // no maximum rose, as in most blocks of a long row
+    UNROLL(D / 8)
+    for (int n = 0; n < D / 8; n++)
+        for (int i = 0; i < 4; i++)
+            o[n][i] *= alpha[i / 2];
 }
 
 // Starts to bring the keys (or values) at positions [base, base + KEYS) within `all`.
@@ -105,7 +101,7 @@ __global__ void __launch_bounds__(32 * WARPS) flash_kernel(flash_args<T> p) {
     constexpr int ROWS = 16 * WM * WARPS, THREADS = 32 * WARPS, N = KEYS / 8, LD = tile_ld<D>;
     struct tsr_cuda_segment g = p.a.segs[blockIdx.z];
     int t0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, h = blockIdx.y; // the longest rows first
-    if (t0 >= g.length)
+    if (t0 >= g.length || is_few(p.a, g))
         return;
     int kv = kv_of(p.a, h), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int rows = min_of(ROWS, g.length - t0), first = first_key(g);
@@ -137,8 +133,7 @@ __global__ void __launch_bounds__(32 * WARPS) flash_kernel(flash_args<T> p) {
         if (base > pos0 + 16 * WM - 1)
             continue; // nobody sees a key
         float s[WM][N][4];
-        product_of_rows<T, D, WM, N>(s, q, row0, k + step * KEYS * LD);
-        uint32_t weights[WM][N / 2][4];
+        product_of_rows<T, D, false, WM, N>(s, q, row0, k + step * KEYS * LD, 0);
         UNROLL(WM)
         for (int w = 0; w < WM; w++) {
             flash_place at = {pos0 + 16 * w, first, p.a.q0 + h};
@@ -147,9 +142,15 @@ __global__ void __launch_bounds__(32 * WARPS) flash_kernel(flash_args<T> p) {
             flash_soften<D, N>(s[w], o[w], stats[w], scale_log2);
             if (DROP)
                 flash_drop(s[w], p.a, g, at, base);
-            as_left<T, N>(weights[w], s[w]);
         }
-        add_product<T, D, WM, N / 2>(o, weights, v + step * KEYS * LD);
+        UNROLL(N / 2)
+        for (int n = 0; n < N; n += 2) {
+            uint32_t weights[WM][4];
+            UNROLL(WM)
+            for (int w = 0; w < WM; w++)
+                as_left<T>(weights[w], s[w][n], s[w][n + 1]);
+            add_slice<T, D, false, WM, D / 8>(o, weights, v + step * KEYS * LD, 8 * n, 0);
+        }
     }
     __syncwarp(); // before O takes the place of the warp's queries
     UNROLL(WM)
@@ -164,16 +165,16 @@ __global__ void __launch_bounds__(32 * WARPS) flash_kernel(flash_args<T> p) {
                 p.lse[(int64_t)h * p.a.n_tokens + g.start + t0 + i] =
                     fmaf(stats[w].m[half], p.a.scale, fast_log2(sum) * LN_2);
         }
-        store_rows<T, D>(o[w], factor, q, tile0, [&](int i) -> T * {
+        store_patch<T, D, false, D / 8>(o[w], factor, q, tile0, 0, [&](int i) -> T * {
             int64_t token = g.start + t0 + tile0 + i;
             return tile0 + i < rows ? p.o + token * p.a.ldo + (int64_t)h * D : nullptr;
         });
     }
 }
 
-template <class T, int D, int WM, int WARPS, int KEYS>
+template <class T, int D, int WM, int WARPS>
 static int launch_flash(void *stream, const flash_args<T> &p) {
-    constexpr int ROWS = 16 * WM * WARPS;
+    constexpr int ROWS = 16 * WM * WARPS, KEYS = flash_keys<D>;
     dim3 grid(blocks_for(p.a.max_length, ROWS), (unsigned)p.a.nq, (unsigned)p.a.n_segs);
     size_t bytes = (size_t)(ROWS + 4 * KEYS) * tile_ld<D> * sizeof(T);
     if (p.a.drop.p > 0.0f)
@@ -191,14 +192,14 @@ static int choose_flash(void *stream, const struct tsr_cuda_attn *a, void *o, fl
         !aligned16(p.v, a->ldv))
         return tsr_fail(TSR_EUSAGE, "device: attention: rows must be aligned to 16 bytes");
     if (a->head_dim == 64)
-        return launch_flash<T, 64, 2, 4, 64>(stream, p);
+        return launch_flash<T, 64, 2, 4>(stream, p);
     if (a->head_dim == 80)
-        return launch_flash<T, 80, 2, 4, 64>(stream, p);
+        return launch_flash<T, 80, 2, 4>(stream, p);
     if (a->head_dim == 96)
-        return launch_flash<T, 96, 2, 4, 64>(stream, p);
+        return launch_flash<T, 96, 2, 4>(stream, p);
     if (a->head_dim == 128)
-        return launch_flash<T, 128, 2, 4, 64>(stream, p);
-    return launch_flash<T, 256, 1, 4, 32>(stream, p);
+        return launch_flash<T, 128, 2, 4>(stream, p);
+    return launch_flash<T, 256, 1, 4>(stream, p);
 }
 
 int flash_forward(void *stream, enum tsr_dtype dtype, const struct tsr_cuda_attn *a, void *o,

@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(128)
 }
 
 // dkv(N, nkv, D) = tree over pieces of the slots' values, + 0 for the absent ones.
-template <class T>
-__global__ void __launch_bounds__(128) slot_sum_kernel(T *dkv, const T *values, const int *slot_of,
+template <class To, class T>
+__global__ void __launch_bounds__(128) slot_sum_kernel(To *dkv, const T *values, const int *slot_of,
                                                        int n_slots, int n_pieces, int nkv, int d) {
     int64_t token = blockIdx.x;
     for (int i = threadIdx.x; i < nkv * d; i += blockDim.x) {
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(128) slot_sum_kernel(T *dkv, const T *values, 
             if (slot >= 0)
                 tree.leaf((unsigned)p, to_float(values[(token * n_slots + slot) * d + j]));
         }
-        dkv[token * nkv * d + i] = from_float<T>(tree.root() + 0.0f);
+        dkv[token * nkv * d + i] = from_float<To>(tree.root() + 0.0f);
     }
 }
 
@@ -50,12 +50,18 @@ int tsr_cuda_kv_store(void *stream, enum tsr_dtype dtype, const struct tsr_cuda_
     })
 }
 
-int tsr_cuda_kv_slot_sum(void *stream, enum tsr_dtype dtype, void *dkv, const void *slot_values,
-                         const int *slot_of, int n_slots, int n_pieces, int nkv, int n, int d) {
+int tsr_cuda_kv_slot_sum(void *stream, enum tsr_dtype dtype, void *dkv, bool f32,
+                         const void *slot_values, const int *slot_of, int n_slots, int n_pieces,
+                         int nkv, int n, int d) {
     if (n == 0 || nkv * d == 0)
         return 0;
     TSR_WITH_TYPE(dtype, T, {
-        return launch_kernel("kv_slot_sum", slot_sum_kernel<T>, dim3((unsigned)n), 128, 0, stream,
-                             (T *)dkv, (const T *)slot_values, slot_of, n_slots, n_pieces, nkv, d);
+        const T *values = (const T *)slot_values;
+        dim3 grid((unsigned)n);
+        if (f32)
+            return launch_kernel("kv_slot_sum", slot_sum_kernel<float, T>, grid, 128, 0, stream,
+                                 (float *)dkv, values, slot_of, n_slots, n_pieces, nkv, d);
+        return launch_kernel("kv_slot_sum", slot_sum_kernel<T, T>, grid, 128, 0, stream, (T *)dkv,
+                             values, slot_of, n_slots, n_pieces, nkv, d);
     })
 }

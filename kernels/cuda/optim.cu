@@ -1,11 +1,9 @@
 // Sums and updates over gradients and weights: adds, the tree over buffers, sums of squares, AdamW.
-// Twin: kernels/cpu/isa/optim.c; adds, tree and AdamW give its bits. Sums of squares, in double,
-// have an order of their own, fixed by the block's shape alone: they differ from the CPU's by the
-// rounding of doubles.
+// Twin: kernels/cpu/isa/optim.c; all give its bits.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/math.cuh"
 
-enum { SUM_THREADS = 512 };
+enum { ROW_THREADS = 256, CHAIN_THREADS = 128 };
 
 template <class T>
 __global__ void __launch_bounds__(256)
@@ -30,30 +28,43 @@ __global__ void __launch_bounds__(256)
     out[at] = tree.root();
 }
 
-// Thread t takes columns t, t + 512, ... of every row in order; then threads meet in a tree.
-__global__ void __launch_bounds__(SUM_THREADS)
-    sumsq_kernel(double *sums, const float *g, ptrdiff_t ld, const int64_t *bounds, int64_t cols) {
-    shared_cursor cursor;
-    smem<double> of_half = cursor.take<double>(SUM_THREADS / 16);
+// A row is summed by a half-warp, its virtual vector; lanes are added in the fixed tree.
+__global__ void __launch_bounds__(ROW_THREADS)
+    row_sumsq_kernel(double *of_row, const float *g, ptrdiff_t ld, int64_t row0, int64_t rows,
+                     int64_t cols) {
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 16;
+    const float *x = g + (row0 + i) * ld;
     double s = 0.0;
-    for (int64_t i = bounds[blockIdx.x]; i < bounds[blockIdx.x + 1]; i++) {
-        UNROLL(4)
-        for (int64_t j = threadIdx.x; j < cols; j += SUM_THREADS) {
-            double x = (double)g[i * ld + j];
-            s = fma(x, x, s);
-        }
+    if (i < rows) {
+        UNROLL(8)
+        for (int64_t j = threadIdx.x % 16; j < cols; j += 16)
+            s = fma((double)x[j], (double)x[j], s);
     }
     s = sum16(s);
-    if (threadIdx.x % 16 == 0)
-        of_half[threadIdx.x / 16] = s;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        s = of_half[threadIdx.x];
-        s = s + shfl_xor(s, 16);
-        s = sum16(s);
-        if (threadIdx.x == 0)
-            sums[blockIdx.x] = s;
+    if (i < rows && threadIdx.x % 16 == 0)
+        of_row[i] = s;
+}
+
+// Rows are added in order: a chain, for which the block only fetches.
+__global__ void __launch_bounds__(CHAIN_THREADS)
+    row_chain_kernel(double *sums, const double *of_row, const int64_t *bounds, int64_t row0) {
+    shared_cursor cursor;
+    smem<double> next = cursor.take<double>(CHAIN_THREADS);
+    int64_t lo = bounds[blockIdx.x] - row0, hi = bounds[blockIdx.x + 1] - row0;
+    double sum = 0.0;
+    for (int64_t base = lo; base < hi; base += CHAIN_THREADS) {
+        int n = (int)min_of<int64_t>(CHAIN_THREADS, hi - base);
+        if ((int)threadIdx.x < n)
+            next[threadIdx.x] = of_row[base + threadIdx.x];
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (int k = 0; k < n; k++)
+                sum = sum + (double)next[k];
+        }
+        __syncthreads();
     }
+    if (threadIdx.x == 0)
+        sums[blockIdx.x] = sum;
 }
 
 template <class T> struct adamw_args {
@@ -135,11 +146,15 @@ int tsr_cuda_tree_add(void *stream, float *out, const float *const *in, int n_in
 }
 
 int tsr_cuda_sumsq(void *stream, double *sums, const float *g, ptrdiff_t ld, const int64_t *bounds,
-                   int n_blocks, int64_t cols) {
+                   int n_blocks, int64_t row0, int64_t rows, int64_t cols, double *of_row) {
     if (n_blocks == 0)
         return 0;
-    return launch_kernel("sumsq", sumsq_kernel, dim3((unsigned)n_blocks), SUM_THREADS,
-                         SUM_THREADS / 16 * sizeof(double), stream, sums, g, ld, bounds, cols);
+    if (rows > 0)
+        TSR_TRY(launch_kernel("row_sumsq", row_sumsq_kernel,
+                              dim3(blocks_for(rows, ROW_THREADS / 16)), ROW_THREADS, 0, stream,
+                              of_row, g, ld, row0, rows, cols));
+    return launch_kernel("row_chain", row_chain_kernel, dim3((unsigned)n_blocks), CHAIN_THREADS,
+                         CHAIN_THREADS * sizeof(double), stream, sums, of_row, bounds, row0);
 }
 
 int tsr_cuda_adamw(void *stream, const struct tsr_adamw *p, float *w, ptrdiff_t ldw, float *m,

@@ -67,6 +67,37 @@ PTX void store16(void *p, uint4 u) {
     *(uint4 *)p = u;
 }
 
+// Between blocks: what passes through the L2 cache, where all of them see it, and the words that
+// say that it is there. A writer's stores, fence, store_relaxed; a reader's load_relaxed (or
+// wait_until), fence, loads.
+PTX uint4 load16_l2(const void *p) {
+    return __ldcg((const uint4 *)p);
+}
+PTX void store16_l2(void *p, uint4 u) {
+    __stcg((uint4 *)p, u);
+}
+PTX int load_relaxed(const int *p) {
+    int x;
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+    return x;
+}
+PTX void store_relaxed(int *p, int x) {
+    asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+PTX void fence_blocks() {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+// Waits until *p is x; an acquire, so no fence need follow.
+PTX void wait_until(const int *p, int x) {
+    int now;
+    do
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(p) : "memory");
+    while (now != x);
+}
+PTX int next_ticket(int *p) {
+    return atomicAdd(p, 1);
+}
+
 // Shared memory: plain pointers, carved out of the block's dynamic array, each aligned to 16.
 template <class T> using smem = T *;
 
@@ -96,7 +127,13 @@ template <class T> PTX void cp_async16(smem<T> dst, const T *src, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(src), "r"(n)
                  : "memory");
 }
-// The same with one float.
+// The same with the first n_bytes, then zeros.
+template <class T> PTX void cp_async16_first(smem<T> dst, const T *src, int n_bytes) {
+    uint32_t to = (uint32_t)__cvta_generic_to_shared(dst);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(src), "r"(n_bytes)
+                 : "memory");
+}
+// One float.
 PTX void cp_async4(smem<float> dst, const float *src, bool valid) {
     uint32_t to = (uint32_t)__cvta_generic_to_shared(dst);
     int n = valid ? 4 : 0;

@@ -93,8 +93,7 @@ static void announce(struct tsr_coord *c, struct tsr_save *s) {
     struct tsr_outcome o = outcome_of(s);
     o.committed = true;
     memcpy(o.text, s->out.directory, sizeof s->out.directory);
-    if (o.step > c->committed_step)
-        c->committed_step = o.step;
+    c->committed_step = o.step; // after a rollback a smaller one than before
     tsr_info("checkpoint %s is committed", o.text);
     end(c, &o);
     if (c->opt.keep > 0)

@@ -82,7 +82,10 @@ static void put_step(struct page *p, const Tessera__Control__Status *s) {
     gauge(p, "mfu_ratio", "Share of the measured peak in the last step, 0 to 1.", l->mfu);
     gauge(p, "step_seconds", "Duration of the last step.", l->step_ms / 1e3);
     counter(p, "tokens_total", "Tokens trained on since the run began.", l->tokens);
-    counter(p, "skipped_steps_total", "Steps whose loss or norm was not finite.", l->skipped);
+    counter(p, "skipped_steps_total", "Steps not applied: not finite, or a spike.", l->skipped);
+    counter(p, "rollbacks_total", "Returns to a checkpoint after a bad step.", l->rollbacks);
+    counter(p, "dropped_sequences_total", "Sequences of the data left out by rollbacks.",
+            l->dropped_sequences);
 }
 
 static void put_ranks(struct page *p, const Tessera__Control__Status *s) {

@@ -91,7 +91,7 @@ static void decode(struct tsr_ctx *ctx, struct slab *slab, int length, int nq, i
     float *k = array(slab, n, true), *v = array(slab, n, true),
           *q = array(slab, (size_t)(nq * dim), true);
     float *o = array(slab, (size_t)(nq * dim), false);
-    struct tsr_kv_cache cache = {k, v, blocks, BLOCK};
+    struct tsr_kv_cache cache = {k, v, blocks, BLOCK, n_blocks};
     struct tsr_segment seg = {.length = 1, .position = length - 1, .cache = &cache};
     struct tsr_attn a = {.nq = nq,
                          .nkv = nkv,

@@ -1,4 +1,5 @@
 """Command lines: help, unknown commands and options, values, output that can't be written."""
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,12 @@ COMMANDS = {
     ("doctor",): ("--folder", "--json"),
     ("layout-check",): ("--against", "--steps", "--scratch", "--json"),
     ("bench", "train"): ("--steps", "--json"),
+    ("bench", "ops"): ("--preset", "--tokens", "--seq-len", "--seconds", "--json"),
+    ("bench", "comm"): ("--largest", "--json"),
 }
+NEEDS_NO_ARGUMENT = (("doctor",), ("bench", "ops"), ("bench", "comm"))
+PRODUCTS = {"gemm query", "gemm up", "gemm down, 8 pieces", "gemm weight gradient", "gemm head",
+            "attention", "attention backward"}
 FIELDS = """run.name run.dir run.seed model.from model.preset model.config model.tokenizer
 data.train data.valid data.seq_len data.shuffle data.packing train.steps train.global_batch
 train.micro_batch train.lr train.schedule train.warmup train.decay train.min_lr train.beta1
@@ -33,7 +39,7 @@ train.eval_every train.dropout.embedding train.dropout.attention train.dropout.r
 train.dropout.ffn parallel.tp parallel.pp parallel.dp parallel.schedule parallel.chunks
 parallel.sequence parallel.exact parallel.virtual_shards parallel.virtual_replicas
 parallel.elastic checkpoint.every checkpoint.keep checkpoint.async checkpoint.resume
-supervise.restarts supervise.heartbeat_ms supervise.lost_ms supervise.metrics_port device.backend
+supervise.restarts supervise.heartbeat_ms supervise.lost_ms supervise.stall_ms supervise.first_ms supervise.metrics_port device.backend
 device.threads""".split()
 
 
@@ -61,6 +67,29 @@ class Help(cli.Case):
         for field in FIELDS:
             self.assertRegex(text, rf"(?m)^  {field} +\S+.*\n +\S+", field)
 
+    def test_bench_ops(self):
+        for preset in ("tiny-llama", "tiny-gpt"):
+            out = self.good("bench", "ops", "--preset", preset, "--tokens", 64, "--seq-len", 32,
+                            "--seconds", 0.001, "--json").out
+            report = json.loads(out)
+            for key in ("peak_gflops", "copy_gb_per_s"):
+                self.assertGreater(report[key], 0)
+            names = [line["name"] for line in report["ops"]]
+            self.assertEqual(len(names), len(set(names)))
+            self.assertLessEqual(PRODUCTS | {"copy", "norm", "attention, decode", "AdamW"},
+                                 set(names))
+            for line in report["ops"]:
+                self.assertGreater(line["ms"], 0)
+                self.assertEqual(line["gflops"] > 0, line["name"] in PRODUCTS, line)
+
+    def test_bench_comm(self):
+        self.bad(2, "expected 2 to 4096 ranks", "bench", "comm")
+        report = json.loads(self.good("bench", "comm", "--largest", 65536, "--json", ranks=3).out)
+        self.assertEqual((report["ranks"], report["transport"]), (3, "mpi"))
+        self.assertEqual(len(report["calls"]), 5 * 3)
+        for call in report["calls"]:
+            self.assertGreater(call["gb_per_s"], 0)
+
     def test_one_rank_speaks(self):
         text = self.good("train", "--help", ranks=2).out.decode()
         self.assertEqual(text.count("usage: tessera train "), 1)
@@ -76,7 +105,7 @@ class Mistakes(cli.Case):
         self.bad(2, "expected build or info", "data")
         self.bad(2, ["unknown command \"buidl\"", "nearest is \"build\""], "data", "buidl")
         self.bad(2, "tessera bench train", "bench")
-        self.bad(2, ["tessera bench train", "\"trian\""], "bench", "trian")
+        self.bad(2, ["unknown part \"trian\"", "nearest is \"train\""], "bench", "trian")
 
     def test_options(self):
         self.bad(2, ["unknown option --promt", "nearest is --prompt"], "generate", "m", "--promt")
@@ -87,7 +116,7 @@ class Mistakes(cli.Case):
         self.bad(2, "unexpected argument \"b\"", "eval", "a", "b")
         for command in COMMANDS:
             self.bad(2, "unknown option --no-such-thing", *command, "--no-such-thing")
-            if command != ("doctor",):  # the others need an argument
+            if command not in NEEDS_NO_ARGUMENT:
                 self.bad(2, "missing", *command)
 
     def test_numbers(self):
@@ -104,8 +133,26 @@ class Mistakes(cli.Case):
                      f"--{option}={value}")
         self.bad(2, "--seq-len must be between", "eval", "m", "--data", "d", "--seq-len", "0")
         self.bad(2, "--steps must be between", "bench", "train", "r.yaml", "--steps", "0")
+        self.bad(2, "--tokens must be between", "bench", "ops", "--tokens", "0")
+        self.bad(2, "there is no preset \"x\"", "bench", "ops", "--preset", "x")
+        self.bad(2, "no multiple of", "bench", "ops", "--preset", "tiny-llama", "--tokens", "33")
         self.bad(2, "--vocab-size must be between", "tokenizer", "train", "-o", "t",
                  "--vocab-size", "256", "f")
+
+    def test_bench_ops(self):
+        for preset in ("tiny-llama", "tiny-gpt"):
+            out = self.good("bench", "ops", "--preset", preset, "--tokens", 64, "--seq-len", 32,
+                            "--seconds", 0.001, "--json").out
+            report = json.loads(out)
+            for key in ("peak_gflops", "copy_gb_per_s"):
+                self.assertGreater(report[key], 0)
+            names = [line["name"] for line in report["ops"]]
+            self.assertEqual(len(names), len(set(names)))
+            self.assertLessEqual(PRODUCTS | {"copy", "norm", "attention, decode", "AdamW"},
+                                 set(names))
+            for line in report["ops"]:
+                self.assertGreater(line["ms"], 0)
+                self.assertEqual(line["gflops"] > 0, line["name"] in PRODUCTS, line)
 
     def test_one_rank_speaks(self):
         self.bad(2, "unknown option --bogus", "train", "run.yaml", "--bogus", ranks=2)

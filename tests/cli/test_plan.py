@@ -11,8 +11,8 @@ ODD = {**cli.MODEL, "hidden_size": 72, "num_attention_heads": 9, "num_key_value_
        "intermediate_size": 91, "vocab_size": 307, "num_hidden_layers": 5,
        "attention_bias": True, "mlp_bias": True}
 TIED = {**cli.MODEL, "num_hidden_layers": 4, "tie_word_embeddings": True}
-PURPOSES = ("weights", "gradients", "accumulators", "moments", "activations", "scratch", "logits",
-            "kernels", "communication", "data")
+PURPOSES = ("weights", "gradients", "accumulators", "moments", "masters", "activations", "scratch",
+            "logits", "kernels", "communication", "data")
 
 LAYOUTS = [  # model, (tp, pp, dp), other fields
     (cli.MODEL, (1, 1, 1), {}),

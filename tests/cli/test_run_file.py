@@ -94,7 +94,8 @@ class RunFile(cli.Case):
         self.refuse(["`=3`"], "=3")
 
     def test_device(self):
-        self.refuse(["train.precision", "bf16", "fp32"], train={"precision": "bf16"})
+        self.refuse(["train.precision", "bf16", "fp32"], train={"precision": "bf16"},
+                    device={"backend": "cpu"})
         self.refuse(["device.backend", "CUDA"], device={"backend": "cuda"})
 
     def test_run_dir(self):

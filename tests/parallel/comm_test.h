@@ -1,4 +1,4 @@
-// Shared by test_comm.c and comm_waits.c, which are one program.
+// Shared by test_comm.c, comm_waits.c and comm_device.c, which are one program.
 #ifndef TSR_COMM_TEST_H
 #define TSR_COMM_TEST_H
 
@@ -8,6 +8,7 @@ struct fixture {
     struct tsr_comm c;
     struct tsr_ctx ctx;
     struct tsr_progress progress;
+    enum { HOST, STAGED, DEVICE } transport;
     bool shm;                // path that groups on one host use
     char host[64][256];      // of each rank
     struct tsr_group world;  // all ranks, opened for this path
@@ -28,6 +29,15 @@ void check_bits(struct fixture *f, const float *found, const float *expected, si
 
 // Element i of what group rank r brings to call `call`: sums of these depend on their order.
 float input(int call, int r, size_t i);
+
+// The device and transport that argument of the program names: "host"; "staged"; the path of a
+// device's object.
+void device_open(struct fixture *f, const char *transport);
+void device_close(struct fixture *f);
+void device_group(struct fixture *f, struct tsr_group *g); // several rounds with little data
+// A copy on the device; back again and freed, after waiting for all that was asked for.
+void *up(struct fixture *f, const void *host, size_t n_bytes);
+void down(struct fixture *f, void *host, void *dev, size_t n_bytes);
 
 void test_send_recv(struct fixture *f, struct tsr_group *g);
 void test_split_messages(struct fixture *f, struct tsr_group *g);

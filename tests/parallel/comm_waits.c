@@ -11,34 +11,130 @@ static char byte_of(int from, int tag, size_t i) {
     return (char)((size_t)from * 31 + (size_t)tag * 17 + i * 3);
 }
 
-// Sends n bytes to the next rank and receives as many from the one before, `n_tags` messages under
-// way at once. Receives are waited for in the opposite order.
-static void ring(struct fixture *f, struct tsr_group *g, size_t n, int n_tags) {
-    const struct tsr_comm_ops *o = f->c.ops;
-    int next = (g->rank + 1) % g->size, prev = (g->rank + g->size - 1) % g->size;
-    struct tsr_request send[4] = {0}, recv[4] = {0};
-    char *out[4], *in[4];
-    for (int tag = 0; tag < n_tags; tag++) {
-        out[tag] = malloc(n + 1);
-        in[tag] = calloc(1, n + 1);
-        for (size_t i = 0; i < n; i++)
-            out[tag][i] = byte_of(g->rank, tag, i);
-        in[tag][n] = 0x55;
-        CHECK_OK(f, o->send(&f->ctx, &f->c, g, out[tag], n, next, tag, &send[tag]));
-    }
+// Messages of one pass to the next rank and from the one before, all under way at once.
+struct messages {
+    struct tsr_request send[4], recv[4];
+    char *out[4], *in[4]; // on the device, with one byte behind
+};
+
+static char *device_bytes(struct fixture *f, size_t n, int from, int tag) {
+    char *host = malloc(n + 1);
+    for (size_t i = 0; i < n; i++)
+        host[i] = byte_of(from, tag, i);
+    host[n] = 0x55;
+    char *dev = up(f, host, n + 1);
+    free(host);
+    return dev;
+}
+
+static void send_all(struct fixture *f, struct tsr_group *g, struct messages *m, size_t n,
+                     int n_tags) {
+    int next = (g->rank + 1) % g->size;
     for (int tag = 0; tag < n_tags; tag++)
-        CHECK_OK(f, o->recv(&f->ctx, &f->c, g, in[tag], n, prev, tag, &recv[tag]));
+        CHECK_OK(f, f->c.ops->send(&f->ctx, &f->c, g, m->out[tag], n, next, tag, &m->send[tag]));
+}
+
+static void recv_all(struct fixture *f, struct tsr_group *g, struct messages *m, size_t n,
+                     int n_tags) {
+    int prev = (g->rank + g->size - 1) % g->size;
+    for (int tag = 0; tag < n_tags; tag++)
+        CHECK_OK(f, f->c.ops->recv(&f->ctx, &f->c, g, m->in[tag], n, prev, tag, &m->recv[tag]));
+}
+
+// Receives are waited for in the opposite order.
+static void wait_all(struct fixture *f, struct messages *m, int n_tags) {
     for (int tag = n_tags - 1; tag >= 0; tag--) {
-        CHECK_OK(f, o->wait(&f->ctx, &f->c, &recv[tag]));
-        CHECK_OK(f, o->wait(&f->ctx, &f->c, &send[tag]));
-        CHECK_EQ(f, recv[tag].impl[0] == NULL && send[tag].impl[0] == NULL, 1);
-        size_t wrong = 0;
-        for (size_t i = 0; i < n; i++)
-            wrong += in[tag][i] != byte_of(prev, tag, i);
-        CHECK_EQ(f, wrong, 0);
-        CHECK_EQ(f, in[tag][n], 0x55);
-        free(out[tag]);
-        free(in[tag]);
+        CHECK_OK(f, f->c.ops->wait(&f->ctx, &f->c, &m->recv[tag]));
+        CHECK_OK(f, f->c.ops->wait(&f->ctx, &f->c, &m->send[tag]));
+        CHECK_EQ(f, m->recv[tag].impl[0] == NULL && m->send[tag].impl[0] == NULL, 1);
+    }
+}
+
+static void new_pass(struct fixture *f, struct tsr_group *g, struct messages *m, size_t n,
+                     int n_tags) {
+    for (int tag = 0; tag < n_tags; tag++) {
+        m->out[tag] = device_bytes(f, n, g->rank, tag);
+        m->in[tag] = device_bytes(f, n, -1, tag);
+    }
+}
+
+static void check_bytes(struct fixture *f, char *dev, size_t n, int from, int tag) {
+    char *host = malloc(n + 1);
+    size_t wrong = 0;
+    down(f, host, dev, n + 1);
+    for (size_t i = 0; i < n; i++)
+        wrong += host[i] != byte_of(from, tag, i);
+    CHECK_EQ(f, wrong, 0);
+    CHECK_EQ(f, host[n], 0x55);
+    free(host);
+}
+
+static void check_pass(struct fixture *f, struct tsr_group *g, struct messages *m, size_t n,
+                       int n_tags) {
+    int prev = (g->rank + g->size - 1) % g->size;
+    for (int tag = 0; tag < n_tags; tag++) {
+        check_bytes(f, m->in[tag], n, prev, tag);
+        check_bytes(f, m->out[tag], n, g->rank, tag);
+    }
+}
+
+// Two passes before the device is waited for: the second must not use what the first still does.
+static void ring(struct fixture *f, struct tsr_group *g, size_t n, int n_tags) {
+    struct messages m[2] = {0};
+    for (int pass = 0; pass < 2; pass++)
+        new_pass(f, g, &m[pass], n, n_tags - pass);
+    send_all(f, g, &m[0], n, n_tags);
+    recv_all(f, g, &m[0], n, n_tags);
+    wait_all(f, &m[0], n_tags);
+    recv_all(f, g, &m[1], n, n_tags - 1);
+    send_all(f, g, &m[1], n, n_tags - 1);
+    wait_all(f, &m[1], n_tags - 1);
+    for (int pass = 0; pass < 2; pass++)
+        check_pass(f, g, &m[pass], n, n_tags - pass);
+}
+
+// Messages one after another to a rank that sends nothing, and looks at them only at the end.
+static void one_way(struct fixture *f, struct tsr_group *g) {
+    enum { N = 3000, ROUNDS = 12 };
+    const struct tsr_comm_ops *o = f->c.ops;
+    struct tsr_request r = {0};
+    char *buf[ROUNDS];
+    if (g->rank > 1)
+        return;
+    for (int k = 0; k < ROUNDS; k++)
+        buf[k] = device_bytes(f, N, g->rank == 0 ? 0 : -1, k);
+    for (int k = 0; k < ROUNDS; k++) {
+        CHECK_OK(f, g->rank == 0 ? o->send(&f->ctx, &f->c, g, buf[k], N, 1, 0, &r)
+                                 : o->recv(&f->ctx, &f->c, g, buf[k], N, 0, 0, &r));
+        CHECK_OK(f, o->wait(&f->ctx, &f->c, &r));
+    }
+    for (int k = 0; k < ROUNDS; k++)
+        check_bytes(f, buf[k], N, 0, k);
+}
+
+// Every rank receives from both neighbours before it sends to them; between two ranks, tags of
+// different parity overtake each other.
+static void both_ways(struct fixture *f, struct tsr_group *g) {
+    enum { N = 5000 };
+    const struct tsr_comm_ops *o = f->c.ops;
+    int peer[2] = {(g->rank + 1) % g->size, (g->rank + g->size - 1) % g->size};
+    struct tsr_request send[2] = {0}, recv[2] = {0};
+    char *in[2], *out[2];
+    for (int i = 0; i < 2; i++) {
+        in[i] = device_bytes(f, N, -1, i);
+        out[i] = device_bytes(f, N, g->rank, i);
+    }
+    for (int i = 1; i >= 0; i--) // what `peer` calls its other neighbour is tagged so
+        CHECK_OK(f, o->recv(&f->ctx, &f->c, g, in[i], N, peer[i], 1 - i, &recv[i]));
+    for (int i = 0; i < 2; i++)
+        CHECK_OK(f, o->send(&f->ctx, &f->c, g, out[i], N, peer[i], i, &send[i]));
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(f, o->wait(&f->ctx, &f->c, &recv[i]));
+        CHECK_OK(f, o->wait(&f->ctx, &f->c, &send[i]));
+    }
+    for (int i = 0; i < 2; i++) {
+        check_bytes(f, in[i], N, peer[i], 1 - i);
+        check_bytes(f, out[i], N, g->rank, i);
     }
 }
 
@@ -48,12 +144,14 @@ void test_send_recv(struct fixture *f, struct tsr_group *g) {
     if (g->size == 1)
         return;
     struct tsr_mpi_group *impl = g->impl;
+    one_way(f, g);
     uint64_t before = f->c.bytes_sent[impl->kind];
     ring(f, g, 0, 2);
     ring(f, g, 1, 4);
     ring(f, g, 1000, 3);
     ring(f, g, 300001, 2);
-    CHECK_EQ(f, f->c.bytes_sent[impl->kind] - before, 4 + 3000 + 600002);
+    both_ways(f, g);
+    CHECK_EQ(f, f->c.bytes_sent[impl->kind] - before, 7 + 5000 + 900003 + 10000);
 }
 
 // Messages above the limit of one MPI message travel in parts; the limit is lowered for this.
@@ -79,8 +177,8 @@ void test_progress_in_barrier(struct fixture *f) {
     const struct tsr_comm_ops *o = f->c.ops;
     struct tsr_group *all = &f->world;
     struct tsr_request r = {0};
-    char *buf = calloc(1, N);
-    float x = 1;
+    char *host = calloc(1, N), *buf = up(f, host, N);
+    float *x = up(f, host, sizeof *x);
     if (f->c.rank == 0)
         CHECK_OK(f, o->send(&f->ctx, &f->c, all, buf, N, 1, 0, &r));
     if (f->c.rank == 1)
@@ -89,11 +187,13 @@ void test_progress_in_barrier(struct fixture *f) {
         CHECK_OK(f, o->recv(&f->ctx, &f->c, all, buf, 1, 3, 1, &r));
     if (f->c.rank != 0)
         CHECK_OK(f, o->wait(&f->ctx, &f->c, &r));
-    CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->stride, &x, 1));
+    CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->stride, x, 1));
     if (f->c.rank == 3)
         CHECK_OK(f, o->send(&f->ctx, &f->c, all, buf, 1, 2, 1, &r));
     CHECK_OK(f, o->wait(&f->ctx, &f->c, &r));
-    free(buf);
+    down(f, host, x, sizeof *x);
+    down(f, host, buf, N);
+    free(host);
 }
 
 static const double DEADLINE_S = 0.15;
@@ -120,17 +220,21 @@ static void late_to_recv(struct fixture *f) {
     if (f->c.rank == 0) {
         usleep((useconds_t)(3e6 * DEADLINE_S));
         for (int to = 1; to < f->c.world; to++) {
-            CHECK_OK(f, o->send(&f->ctx, &f->c, &f->world, &to, sizeof to, to, 3, &r));
+            int *dev = up(f, &to, sizeof to);
+            CHECK_OK(f, o->send(&f->ctx, &f->c, &f->world, dev, sizeof to, to, 3, &r));
             CHECK_OK(f, o->wait(&f->ctx, &f->c, &r));
+            down(f, &x, dev, sizeof x);
         }
         return;
     }
-    CHECK_OK(f, o->recv(&f->ctx, &f->c, &f->world, &x, sizeof x, 0, 3, &r));
+    int *dev = up(f, &x, sizeof x);
+    CHECK_OK(f, o->recv(&f->ctx, &f->c, &f->world, dev, sizeof x, 0, 3, &r));
     double begun = tsr_now();
     f->c.timeout_s = DEADLINE_S;
     check_late(f, o->wait(&f->ctx, &f->c, &r), begun, "recv", 0);
     f->c.timeout_s = 60;
     CHECK_OK(f, o->wait(&f->ctx, &f->c, &r)); // the request is still good
+    down(f, &x, dev, sizeof x);
     CHECK_EQ(f, x, f->c.rank);
 }
 
@@ -154,18 +258,20 @@ static void late_to_barrier(struct fixture *f) {
 static void late_to_reduce(struct fixture *f) {
     const struct tsr_comm_ops *o = f->c.ops;
     enum { N = 100 };
-    float x[N] = {0};
+    float x[N] = {0}, *dev = up(f, x, sizeof x);
     if (f->c.rank == 0) {
         usleep((useconds_t)(3e6 * DEADLINE_S));
-        CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->world, x, N));
+        CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->world, dev, N));
+        down(f, x, dev, sizeof x);
         return;
     }
     f->c.timeout_s = DEADLINE_S;
     double begun = tsr_now();
-    check_late(f, o->all_reduce(&f->ctx, &f->c, &f->world, x, N), begun, "all_reduce", 0);
+    check_late(f, o->all_reduce(&f->ctx, &f->c, &f->world, dev, N), begun, "all_reduce", 0);
     f->c.timeout_s = 60;
     struct tsr_mpi_group *g = f->world.impl;
     CHECK_OK(f, tsr_batch_wait(&f->c, g, &g->batch[0], "the end", 60));
+    down(f, x, dev, sizeof x);
 }
 
 void test_timeouts(struct fixture *f) {

@@ -170,12 +170,13 @@ def digests(folder):
 
 
 def tensors(path):
-    """name -> bytes of a safetensors file."""
+    """name -> (struct's letter, bytes) of a safetensors file; bf16 as whole numbers."""
     data = path.read_bytes()
     n = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:8 + n])
     header.pop("__metadata__", None)
-    return {name: data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]]
+    return {name: ("f" if t["dtype"] == "F32" else "H",
+                   data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]])
             for name, t in header.items()}
 
 
@@ -188,11 +189,11 @@ def first_difference(expected, found):
         if name not in b:
             return f"no tensor {name}"
         if a[name] != b[name]:
-            x = struct.unpack(f"<{len(a[name]) // 4}f", a[name])
-            y = struct.unpack(f"<{len(b[name]) // 4}f", b[name])
+            x, y = ([v[0] for v in struct.iter_unpack(f"<{letter}", text)]
+                    for letter, text in (a[name], b[name]))
             if len(x) != len(y):
                 return f"tensor {name}: {len(y)} elements, expected {len(x)}"
-            bad = [i for i in range(len(x)) if struct.pack("<f", x[i]) != struct.pack("<f", y[i])]
+            bad = [i for i in range(len(x)) if repr(x[i]) != repr(y[i])]
             return (f"tensor {name}[{bad[0]}]: {y[bad[0]]!r}, expected {x[bad[0]]!r} "
                     f"({len(bad)} of {len(x)} elements differ)")
     return "header differs"

@@ -41,10 +41,13 @@ static void test_all_see_all(void **state) {
         must(tsr_host_memory_open(&m, &ctx, &comm, size_of(comm.rank, round)));
         assert_int_equal(m.n, comm.world);
         assert_int_equal(m.mine, comm.rank);
+        for (int i = 0; i < 1000; i++)
+            atomic_fetch_add(m.counter, 1);
         for (int again = 0; again < 2; again++) { // what changes is seen
             for (size_t i = 0; i < m.n_bytes[m.mine]; i++)
                 m.at[m.mine][i] = byte_of(comm.rank, i, again == 0 ? round + 1 : round);
             must(comm.ops->barrier(&ctx, &comm, &comm.world_group, "test", 60));
+            assert_int_equal(atomic_load(m.counter), 1000 * comm.world); // all count on one
             for (int r = 0; again == 1 && r < m.n; r++)
                 same = same && check_segment(&m, r, round);
             must(comm.ops->barrier(&ctx, &comm, &comm.world_group, "test", 60));

@@ -77,10 +77,26 @@ static void on_pulse(struct sim *s, int rank) {
     sim_at(s, s->now + BEAT_S, EV_PULSE, rank, 0);
 }
 
+// A bad step: back to the newest checkpoint, which is then written again (launcher/bad_step.c).
+static bool rolls_back(struct sim *s, struct sim_epoch *e) {
+    if (!sim_chance(s, s->bad_steps))
+        return false;
+    for (int i = 0; i < e->world; i++)
+        if (s->ranks[e->first_rank + i].save.active)
+            return false; // no new chance while it waits: the same in the end
+    uint64_t newest = sim_newest(s);
+    if (newest == 0 || newest > e->step) // an orphan may see a later epoch's
+        return false;
+    sim_trace(s, "rolled back from step %" PRIu64 " to %" PRIu64, e->step, newest);
+    e->step = e->again = newest;
+    return true;
+}
+
 static void next_step(struct sim *s, struct sim_epoch *e) {
     e->n_waiting = 0;
-    e->step++;
-    bool save = e->step % (uint64_t)s->every == 0;
+    bool back = rolls_back(s, e);
+    e->step += !back;
+    bool save = back || e->step % (uint64_t)s->every == 0;
     e->saves += save;
     for (int i = 0; i < e->world; i++) {
         int rank = e->first_rank + i;

@@ -156,6 +156,7 @@ static void set_up(struct sim *s) {
     s->delay = sim_chance(s, 0.3) ? 0.3 : 0.02;
     s->vote_fails = sim_chance(s, 0.2) ? 0.1 : 0;
     s->disk_fails = sim_chance(s, 0.2) ? 0.1 : 0;
+    s->bad_steps = sim_chance(s, 0.3) ? 0.05 : 0;
     s->heal_at = 10;
     s->last_cut = -10;
     s->end_at = s->heal_at + 40;

@@ -194,7 +194,7 @@ struct sim_epoch {
     bool launched, restarting, orphan;
     bool hurt; // something happened that may count as a failure
     int world, first_rank, proc;
-    uint64_t step;
+    uint64_t step, again; // again: the step that it rolled back to, and saves once more
     int n_waiting;
     uint32_t saves;                     // attempts begun
     int from[MAX_WORLD], to[MAX_WORLD]; // rows that each rank publishes and writes
@@ -243,7 +243,7 @@ struct sim {
     int n_faults;
     int every;       // steps between saves
     bool keep_going; // after a failed save
-    double delay, vote_fails, disk_fails, last_cut;
+    double delay, vote_fails, disk_fails, bad_steps, last_cut;
     struct sim_id announced[MAX_ANNOUNCED], retired[MAX_ANNOUNCED]; // retired: older than kept
     int n_announced, n_retired;
     uint64_t newest_announced, n_commits;

@@ -87,7 +87,11 @@ template <class T> struct attention_case {
                a.ldq,
                a.ldk,
                a.ldv,
-               a.ldo};
+               a.ldo,
+               0,
+               0,
+               nullptr,
+               0};
         q = random_values<T>((size_t)(n * a.ldq), 2.0f);
         k = random_values<T>((size_t)(n * a.ldk), 2.0f);
         v = random_values<T>((size_t)(n * a.ldv), 1.0f);
@@ -112,10 +116,10 @@ template <class T> struct attention_case {
     }
     void backward_dev() {
         struct tsr_kv_slot *s = copy_array(slots.data(), slots.size());
-        assert_int_equal(tsr_cuda_attention_bwd(nullptr, dtype_of<T>, &dev, s, (int)slots.size(),
-                                                dq.dev, dk.dev, dv.dev, d_o.dev, o.dev, lse.dev,
-                                                q.dev, k.dev, v.dev,
-                                                simt::array<float>((size_t)(n * a.nq))),
+        assert_int_equal(tsr_cuda_attention_bwd(
+                             nullptr, dtype_of<T>, &dev, s, (int)slots.size(), dq.dev, dk.dev,
+                             dv.dev, d_o.dev, o.dev, lse.dev, q.dev, k.dev, v.dev,
+                             simt::array<float>(tsr_cuda_attention_bwd_scratch(dtype_of<T>, &dev))),
                          0);
     }
 };
@@ -141,7 +145,7 @@ template <class T> struct paged_case {
         v = random_values<T>((size_t)(n_blocks * block_tokens * width), 1.0f);
         caches.resize(c.segs.size());
         for (size_t i = 0; i < c.segs.size(); i++) {
-            caches[i] = {k.cpu, v.cpu, blocks[i].data(), block_tokens};
+            caches[i] = {k.cpu, v.cpu, blocks[i].data(), block_tokens, (int)blocks[i].size()};
             c.segs[i].cache = &caches[i];
             dev[i].k = k.dev;
             dev[i].v = v.dev;

@@ -10,11 +10,13 @@ namespace simt {
 
 state now;
 bool reverse_order;
-epochs clock_of;
+int blocks_alive = 1;
+int64_t n_spins;
+void (*enqueue_hook)(void *stream, std::function<void()> work);
 
 namespace {
 
-enum fiber_state { READY, AT_WARP_OP, AT_BARRIER, DONE };
+enum fiber_state { READY, AT_WARP_OP, AT_BARRIER, SPINNING, DONE };
 
 struct fiber {
     thread t;
@@ -22,6 +24,7 @@ struct fiber {
     void *stack;
     fiber_state state;
     int line;
+    bool waited; // spun when it ran last
 };
 
 struct warp {
@@ -30,16 +33,25 @@ struct warp {
     int arrived, line;
 };
 
-std::vector<fiber> fibers; // as many as the largest block so far
-warp warps[MAX_WARPS];
+// A block that is alive, or a place for one.
+struct block {
+    dim3 index;
+    std::vector<fiber> fibers; // as many as the largest block so far
+    warp warps[MAX_WARPS];
+    shared_memory *shared;
+    bool alive, waits; // waits: could do nothing since another block last did something
+};
+
+std::vector<block *> places;
+block *running;
 context scheduler;
 int n_threads, catching;
 const std::function<void()> *kernel_body;
-bool failed, in_kernel;
+bool failed, in_kernel, moved; // moved: a thread did more than ask again for what it waits for
 char sentence[1024];
 
 fiber &self() {
-    return fibers[(size_t)now.self->index];
+    return running->fibers[(size_t)now.self->index];
 }
 
 void pause(fiber_state s, int line) {
@@ -63,11 +75,13 @@ void no_operation(void *const *) {
 const char *state_name(const fiber &f) {
     return f.state == DONE         ? "has ended"
            : f.state == AT_BARRIER ? "waits for the block"
+           : f.state == SPINNING   ? "waits for another block"
                                    : "waits for its warp";
 }
 
 // No thread can run and not all have ended or wait for the same barrier.
 void report_stuck() {
+    std::vector<fiber> &fibers = running->fibers;
     const fiber &a = fibers[0];
     for (int i = 1; i < n_threads; i++) {
         const fiber &b = fibers[(size_t)i];
@@ -89,12 +103,15 @@ void run_warp(int w) {
     for (bool again = true; again && !failed;) {
         again = false;
         for (int i = 0; i < 32 && !failed; i++) {
-            fiber &f = fibers[(size_t)(32 * w + (reverse_order ? 31 - i : i))];
+            fiber &f = running->fibers[(size_t)(32 * w + (reverse_order ? 31 - i : i))];
             if (f.state != READY)
                 continue;
             again = true;
             now.self = &f.t;
+            bool waited = f.waited;
+            f.waited = false;
             switch_context(&scheduler, &f.c);
+            moved |= !waited || f.state != SPINNING;
         }
     }
 }
@@ -105,33 +122,118 @@ void run_ready() {
         run_warp(reverse_order ? n - 1 - w : w);
 }
 
-void run_block() {
+void begin_block(block *b, dim3 index) {
+    running = b;
+    b->index = index;
+    b->alive = true;
+    b->waits = false;
     for (int i = 0; i < n_threads; i++) {
-        fibers[(size_t)i].state = READY;
-        make_context(&fibers[(size_t)i].c, fibers[(size_t)i].stack, enter);
+        fiber &f = b->fibers[(size_t)i];
+        f.state = READY;
+        f.waited = false;
+        f.t.tid = dim3((unsigned)i, 0, 0);
+        make_context(&f.c, f.stack, enter);
     }
-    for (warp &w : warps)
+    for (warp &w : b->warps)
         w.arrived = 0;
+    shared_select(b->shared);
     shared_begin();
-    while (!failed) {
-        run_ready();
-        if (failed)
-            break;
-        int done = 0, waiting = 0, line = fibers[0].line;
-        for (int i = 0; i < n_threads; i++) {
-            const fiber &f = fibers[(size_t)i];
-            done += f.state == DONE;
-            waiting += f.state == AT_BARRIER && f.line == line;
+}
+
+// Lets the block go on until its threads have passed a barrier, have ended, or wait for others.
+void run_block(block *b) {
+    running = b;
+    now.block = b->index;
+    shared_select(b->shared);
+    moved = false;
+    run_ready();
+    if (failed)
+        return;
+    int done = 0, waiting = 0, spinning = 0, line = b->fibers[0].line;
+    for (int i = 0; i < n_threads; i++) {
+        fiber &f = b->fibers[(size_t)i];
+        done += f.state == DONE;
+        waiting += f.state == AT_BARRIER && f.line == line;
+        if (f.state == SPINNING) {
+            spinning++;
+            f.state = READY;
+            f.waited = true;
         }
-        if (done == n_threads)
-            break;
-        if (waiting != n_threads) {
-            report_stuck();
-            break;
-        }
-        clock_of.block++;
+    }
+    if (waiting == n_threads) {
+        clock_of->block++;
         for (int i = 0; i < n_threads; i++)
-            fibers[(size_t)i].state = READY;
+            b->fibers[(size_t)i].state = READY;
+    } else if (done == n_threads) {
+        b->alive = false;
+    } else if (spinning == 0) {
+        report_stuck();
+    }
+    b->waits = !moved;
+}
+
+// Any block that is alive and, since somebody last did something, wasn't found to wait.
+block *next_block(uint32_t *random) {
+    std::vector<block *> able;
+    for (block *b : places)
+        if (b->alive && !b->waits)
+            able.push_back(b);
+    if (able.empty())
+        return nullptr;
+    *random = *random * 1664525u + 1013904223u;
+    return able[(*random >> 16) % able.size()];
+}
+
+void run_blocks(size_t n) {
+    uint32_t random = 1;
+    size_t n_begun = 0, n_alive = 0;
+    while (!failed && (n_begun < n || n_alive > 0)) {
+        for (block *b : places) {
+            if (b->alive || n_begun == n)
+                continue;
+            size_t i = reverse_order ? n - 1 - n_begun : n_begun;
+            dim3 g = now.grid_dim;
+            now.block =
+                dim3((unsigned)(i % g.x), (unsigned)(i / g.x % g.y), (unsigned)(i / g.x / g.y));
+            begin_block(b, now.block);
+            n_begun++;
+            n_alive++;
+        }
+        block *b = places.size() > 1 ? next_block(&random) : places[0]->waits ? nullptr : places[0];
+        if (b == nullptr) {
+            snprintf(sentence, sizeof sentence,
+                     "%s: every block that is alive waits for another, as block (%u,%u,%u) does",
+                     now.kernel, now.block.x, now.block.y, now.block.z);
+            failed = true;
+            break;
+        }
+        run_block(b);
+        n_alive -= !b->alive;
+        for (block *other : places)
+            other->waits = other->waits && !moved;
+    }
+}
+
+// Places for `n` blocks of n_threads threads.
+void make_places(size_t n) {
+    while (places.size() > n) {
+        for (fiber &f : places.back()->fibers)
+            free_stack(f.stack);
+        shared_free(places.back()->shared);
+        delete places.back();
+        places.pop_back();
+    }
+    while (places.size() < n) {
+        places.push_back(new block());
+        places.back()->shared = shared_new();
+    }
+    for (block *b : places) {
+        b->alive = false;
+        while (b->fibers.size() < (size_t)n_threads) {
+            b->fibers.push_back({});
+            b->fibers.back().t.index = (int)b->fibers.size() - 1;
+            b->fibers.back().stack = new_stack();
+        }
     }
 }
 
@@ -160,7 +262,7 @@ void stop(const char *fmt, ...) {
 }
 
 void warp_op(void (*run)(void *const args[32]), void *arg, int line) {
-    warp &w = warps[now.self->index / 32];
+    warp &w = running->warps[now.self->index / 32];
     if (w.arrived == 0) {
         w.run = run;
         w.line = line;
@@ -175,19 +277,31 @@ void warp_op(void (*run)(void *const args[32]), void *arg, int line) {
     w.arrived = 0;
     run(w.args);
     for (int i = 0; i < 32; i++)
-        fibers[(size_t)(now.self->index / 32 * 32 + i)].state = READY;
+        running->fibers[(size_t)(now.self->index / 32 * 32 + i)].state = READY;
 }
 
 void warp_barrier(int line) {
     int w = now.self->index / 32;
-    bool last = warps[w].arrived == 31;
+    bool last = running->warps[w].arrived == 31;
     if (last)
-        clock_of.warp[w]++;
+        clock_of->warp[w]++;
     warp_op(no_operation, nullptr, line);
 }
 
 void block_barrier(int line) {
     pause(AT_BARRIER, line);
+}
+
+void spin(int line) {
+    n_spins++;
+    pause(SPINNING, line);
+}
+
+void enqueue(void *stream, std::function<void()> work) {
+    if (enqueue_hook != nullptr)
+        enqueue_hook(stream, std::move(work));
+    else
+        work();
 }
 
 void launch(const char *kernel, dim3 grid, int threads, size_t shared_bytes,
@@ -201,11 +315,6 @@ void launch(const char *kernel, dim3 grid, int threads, size_t shared_bytes,
     if (grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffff || grid.x * grid.y * grid.z == 0)
         stop("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
     catch_faults();
-    while (fibers.size() < (size_t)threads) {
-        fibers.push_back({});
-        fibers.back().t.index = (int)fibers.size() - 1;
-        fibers.back().stack = new_stack();
-    }
     now.block_dim = dim3((unsigned)threads);
     now.grid_dim = grid;
     now.shared_bytes = (int)shared_bytes;
@@ -213,16 +322,10 @@ void launch(const char *kernel, dim3 grid, int threads, size_t shared_bytes,
     kernel_body = &body;
     failed = false;
     in_kernel = true;
-    for (int i = 0; i < threads; i++)
-        fibers[(size_t)i].t.tid = dim3((unsigned)i, 0, 0);
-    size_t n = (size_t)grid.x * grid.y * grid.z;
-    for (size_t k = 0; k < n && !failed; k++) {
-        size_t b = reverse_order ? n - 1 - k : k;
-        now.block = dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
-                         (unsigned)(b / grid.x / grid.y));
-        run_block();
-    }
+    make_places((size_t)blocks_alive);
+    run_blocks((size_t)grid.x * grid.y * grid.z);
     in_kernel = false;
+    now = {};
     if (failed && catching > 0)
         throw std::runtime_error(sentence);
     if (failed) {

@@ -2,8 +2,9 @@
 // headers when TSR_SIMT is defined.
 //
 // Every thread of a block is a fiber; blocks run one after the other, in an order that a test can
-// turn round. A fiber runs until it meets a barrier or an operation of its whole warp. Found and
-// reported, with kernel, block and thread:
+// turn round, or several at once. A fiber runs until it meets a barrier or an operation of its
+// whole warp. Found and reported, with kernel, block and thread:
+//   * blocks that wait for each other;
 //   * a barrier or a warp operation that not all threads reach, or reach at different lines;
 //   * accesses outside a shared array, misaligned ones, and reads of what nobody wrote;
 //   * two accesses to shared memory, one a write, with no barrier between them (simt_shared.h);
@@ -66,9 +67,22 @@ std::string caught(const std::function<void()> &work);
 void launch(const char *kernel, dim3 grid, int threads, size_t shared_bytes,
             const std::function<void()> &body);
 
+// A launch on a stream: at once, or by whoever simulates streams (fake/fake_cuda.cc).
+void enqueue(void *stream, std::function<void()> work);
+extern void (*enqueue_hook)(void *stream, std::function<void()> work);
+
 // Blocks, and threads up to a barrier, run last to first while this is set: a result that depends
 // on their order shows.
 extern bool reverse_order;
+
+// Blocks that are alive at once, and take turns in a random order: for kernels whose blocks wait
+// for each other. 1: one runs to its end before the next begins.
+extern int blocks_alive;
+
+// In a loop that waits for what another thread writes to global memory: lets others run. A launch
+// in which nobody can do anything but wait is stopped.
+void spin(int line = __builtin_LINE());
+extern int64_t n_spins; // so far
 
 // An operation of the whole warp: the last lane to come calls run(args of all 32 lanes).
 void warp_op(void (*run)(void *const args[32]), void *arg, int line);

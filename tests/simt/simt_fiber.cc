@@ -56,6 +56,11 @@ void *new_stack() {
     return p + page;
 }
 
+void free_stack(void *stack) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    munmap((char *)stack - page, page + stack_bytes);
+}
+
 #if defined(__x86_64__)
 
 // Saves what a callee must keep and the stack pointer; loads the other's.

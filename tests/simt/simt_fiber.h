@@ -17,6 +17,7 @@ constexpr size_t stack_bytes = 256 * 1024;
 
 // A stack with an inaccessible page below it.
 void *new_stack();
+void free_stack(void *stack);
 // Makes `c` a context that will call entry() on that stack; entry calls context_entered(from whom)
 // first and never returns.
 void make_context(context *c, void *stack, void (*entry)());

@@ -1,6 +1,7 @@
 #include "tests/simt/simt_memory.h"
 #include <csignal>
 #include <cstring>
+#include <execinfo.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -24,9 +25,15 @@ size_t page_bytes() {
 
 void on_fault(int, siginfo_t *info, void *) {
     const char *p = (const char *)info->si_addr;
-    for (const region &r : regions)
-        if (p >= r.base && p < r.base + r.n_pages * page_bytes())
-            stop("global memory: byte %td of an array of %zu bytes", p - r.at, r.n_bytes);
+    for (const region &r : regions) {
+        if (p < r.base || p >= r.base + r.n_pages * page_bytes())
+            continue;
+        if (now.kernel == nullptr) { // the host, which has no business there
+            void *callers[32];
+            backtrace_symbols_fd(callers, backtrace(callers, 32), 2);
+        }
+        stop("global memory: byte %td of an array of %zu bytes", p - r.at, r.n_bytes);
+    }
     signal(SIGSEGV, SIG_DFL); // none of ours: let it happen again
 }
 
@@ -63,15 +70,37 @@ void *allocate(size_t n_bytes, size_t skew) {
     return regions.back().at;
 }
 
+static void free_region(const region &r) {
+    const char *lo = r.base + page_bytes(), *hi = r.base + (r.n_pages - 1) * page_bytes();
+    for (const char *p = lo; p < hi; p = p + 1 == r.at ? r.at + r.n_bytes : p + 1)
+        if ((p < r.at || p >= r.at + r.n_bytes) && *p != (char)0xff)
+            stop("global memory: byte %td beside an array of %zu bytes was written", p - r.at,
+                 r.n_bytes);
+    munmap(r.base, r.n_pages * page_bytes());
+}
+
+void release(void *p) {
+    for (size_t i = 0; i < regions.size(); i++)
+        if (regions[i].at == p) {
+            free_region(regions[i]);
+            regions.erase(regions.begin() + (ptrdiff_t)i);
+            return;
+        }
+    stop("global memory: there is no such array to free");
+}
+
+void forbid_access(bool on) {
+    for (const region &r : regions)
+        if (mprotect(r.base + page_bytes(), (r.n_pages - 2) * page_bytes(),
+                     on ? PROT_NONE : PROT_READ | PROT_WRITE) != 0) {
+            perror("simt: mprotect");
+            exit(1);
+        }
+}
+
 void free_all() {
-    for (const region &r : regions) {
-        const char *lo = r.base + page_bytes(), *hi = r.base + (r.n_pages - 1) * page_bytes();
-        for (const char *p = lo; p < hi; p = p + 1 == r.at ? r.at + r.n_bytes : p + 1)
-            if ((p < r.at || p >= r.at + r.n_bytes) && *p != (char)0xff)
-                stop("global memory: byte %td beside an array of %zu bytes was written", p - r.at,
-                     r.n_bytes);
-        munmap(r.base, r.n_pages * page_bytes());
-    }
+    for (const region &r : regions)
+        free_region(r);
     regions.clear();
 }
 

@@ -10,6 +10,10 @@ namespace simt {
 
 // n_bytes of memory aligned to 16 bytes, or to `skew` bytes past such an address.
 void *allocate(size_t n_bytes, size_t skew);
+// Frees one array. Fails when bytes beside it have changed.
+void release(void *p);
+// Until the next call with false, no array may be touched.
+void forbid_access(bool on);
 // Frees all arrays. Fails when bytes beside one have changed.
 void free_all();
 // Turns a fault on a page beside an array into stop().

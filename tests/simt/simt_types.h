@@ -89,6 +89,29 @@ inline void store16(void *p, uint4 u) {
     memcpy(p, &u, 16);
 }
 
+// Between blocks. Memory is never weak here: what one thread writes the next one sees.
+inline uint4 load16_l2(const void *p) {
+    return load16(p);
+}
+inline void store16_l2(void *p, uint4 u) {
+    store16(p, u);
+}
+inline int load_relaxed(const int *p) {
+    return *p;
+}
+inline void store_relaxed(int *p, int x) {
+    *p = x;
+}
+inline void fence_blocks() {
+}
+inline void wait_until(const int *p, int x, int line = __builtin_LINE()) {
+    while (*p != x)
+        simt::spin(line);
+}
+inline int next_ticket(int *p) {
+    return (*p)++;
+}
+
 // The approximations of the special function unit.
 inline float fast_exp2(float x) {
     return std::exp2(x);

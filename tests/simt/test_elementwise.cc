@@ -73,7 +73,7 @@ template <class T> static void test_dropout(void **) {
                 both<T> bias = random_values<T>((size_t)c, 1.0f), out = random_values<T>(n, 1.0f);
                 for (int full = 0; full < 2; full++) {
                     assert_int_equal(tsr_cuda_dropout(nullptr, dtype_of<T>, out.dev,
-                                                      full ? res.dev : nullptr, y.dev,
+                                                      full ? res.dev : nullptr, y.dev, false,
                                                       full ? bias.dev : nullptr, d, segs.dev, 2,
                                                       segs.max_length, ld, c, col0),
                                      0);
@@ -84,6 +84,14 @@ template <class T> static void test_dropout(void **) {
                         cpu.ops->dropout_bwd(&cpu, out.cpu, y.cpu, &d, some, 2, ld, c, col0);
                     expect_same(out);
                 }
+                both<float> sum = random_values<float>(n, 1.0f); // y not rounded yet
+                assert_int_equal(tsr_cuda_dropout(nullptr, dtype_of<T>, out.dev, res.dev, sum.dev,
+                                                  true, bias.dev, d, segs.dev, 2, segs.max_length,
+                                                  ld, c, col0),
+                                 0);
+                cpu.ops->bias_dropout_add(&cpu, out.cpu, res.cpu, sum.cpu, true, bias.cpu, &d, some,
+                                          2, ld, c, col0);
+                expect_same(out);
             }
 }
 
@@ -103,9 +111,27 @@ template <class T> static void test_copies(void **) {
     for (size_t i = 0; i < 300; i++)
         filled.cpu[i] = 0.5f;
     expect_same(filled);
-    both<float> source = random_values<float>(300, 1.0f);
-    tsr_cuda_convert(nullptr, dtype_of<T>, filled.dev, TSR_DT_F32, source.dev, 300);
-    expect_same(filled.dev, source.cpu, 300, 1.01f, 1e-6f);
+}
+
+// From and to every type, between leading dimensions.
+template <class T> static void test_convert(void **) {
+    for (int cols : {1, 8, 31, 64})
+        for (int extra : {0, 8, 3}) {
+            int ld = cols + extra, rows = 5;
+            both<float> x = random_values<float>((size_t)(rows * ld), 1.0f);
+            both<T> y = blank<T>((size_t)(rows * cols));
+            assert_int_equal(tsr_cuda_convert(nullptr, dtype_of<T>, y.dev, cols, TSR_DT_F32, x.dev,
+                                              ld, rows, cols),
+                             0);
+            T *want = simt::array<T>(y.n);
+            cpu.ops->convert(&cpu, dtype_of<T>, want, cols, TSR_DT_F32, x.cpu, ld, rows, cols);
+            assert_memory_equal(y.dev, want, y.n * sizeof(T));
+            assert_int_equal(tsr_cuda_convert(nullptr, TSR_DT_F32, x.dev, ld, dtype_of<T>, y.dev,
+                                              cols, rows, cols),
+                             0);
+            cpu.ops->convert(&cpu, TSR_DT_F32, x.cpu, ld, dtype_of<T>, want, cols, rows, cols);
+            assert_memory_equal(x.dev, x.cpu, x.n * sizeof(float)); // the columns between, too
+        }
 }
 
 template <class T> static void test_init(void **) {
@@ -117,8 +143,8 @@ template <class T> static void test_init(void **) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST_TYPES(test_act), TEST_TYPES(test_rotary),
+    const struct CMUnitTest tests[] = {TEST_TYPES(test_act),     TEST_TYPES(test_rotary),
                                        TEST_TYPES(test_dropout), TEST_TYPES(test_copies),
-                                       TEST_TYPES(test_init)};
+                                       TEST_TYPES(test_convert), TEST_TYPES(test_init)};
     return run_in_both_orders(tests);
 }

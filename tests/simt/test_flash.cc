@@ -16,6 +16,13 @@ int attention_f32_bwd(void *, const struct tsr_cuda_attn *, const attention_grad
 int flash_backward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, const attention_grads *) {
     return TSR_EUSAGE;
 }
+int decode_forward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, void *, float *,
+                   const void *) {
+    return TSR_EUSAGE;
+}
+int decode_f32_forward(void *, const struct tsr_cuda_attn *, float *, float *, const float *) {
+    return TSR_EUSAGE;
+}
 
 // Weights are rounded to 16 bits, each by up to `unit` of itself and at random, before they meet
 // values below 1; then the result is rounded once more. Three units of the largest value is far

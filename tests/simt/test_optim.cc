@@ -33,17 +33,16 @@ static void test_tree(void **) {
     }
 }
 
-// Another order of doubles: within 1e-13 of the twin.
 static void test_sumsq(void **) {
-    const int64_t bounds[] = {0, 0, 3, 4, 9};
-    for (int cols : {1, 16, 513, 1100}) {
-        both<float> g = random_values<float>(9 * (size_t)(cols + 5), 3.0f);
-        double *sums = simt::array<double>(4), want[4];
-        tsr_cuda_sumsq(nullptr, sums, g.dev, cols + 5, copy_array(bounds, 5), 4, cols);
-        cpu.ops->sumsq(&cpu, want, g.cpu, cols + 5, bounds, 4, cols);
-        for (int b = 0; b < 4; b++)
-            if (!(std::fabs(sums[b] - want[b]) <= 1e-13 * want[b]))
-                fail_msg("block %d: found %.17g, the twin has %.17g", b, sums[b], want[b]);
+    const int64_t bounds[] = {1, 1, 4, 5, 10, 150};
+    for (int cols : {1, 7, 16, 513}) {
+        both<float> g = random_values<float>(150 * (size_t)(cols + 5), 3.0f);
+        double *sums = simt::array<double>(5), want[5];
+        assert_int_equal(tsr_cuda_sumsq(nullptr, sums, g.dev, cols + 5, copy_array(bounds, 6), 5, 1,
+                                        149, cols, simt::array<double>(149)),
+                         0);
+        cpu.ops->sumsq(&cpu, want, g.cpu, cols + 5, bounds, 5, cols);
+        assert_memory_equal(sums, want, sizeof want);
     }
 }
 
@@ -116,10 +115,14 @@ template <class T> static void test_slots(void **) {
     const struct tsr_kv_slot slots[] = {{0, 1, 0, 0}, {1, 1, 0, 1}, {2, 1, 1, 3}, {3, 1, 0, 4}};
     const int slot_of[] = {0, 1, -1, -1, 3, -1, -1, -1, 2, -1};
     both<T> values = random_values<T>(3 * 4 * 20, 1.0f), out = blank<T>(3 * 2 * 20);
-    tsr_cuda_kv_slot_sum(nullptr, dtype_of<T>, out.dev, values.dev, copy_array(slot_of, 10), 4, 5,
-                         2, 3, 20);
+    both<float> whole = blank<float>(3 * 2 * 20);
+    tsr_cuda_kv_slot_sum(nullptr, dtype_of<T>, out.dev, false, values.dev, copy_array(slot_of, 10),
+                         4, 5, 2, 3, 20);
     cpu.ops->kv_slot_sum(&cpu, out.cpu, false, values.cpu, slots, 4, 5, 2, 3, 20);
     expect_same(out);
+    tsr_cuda_kv_slot_sum(nullptr, dtype_of<T>, whole.dev, true, values.dev, copy_array(slot_of, 10),
+                         4, 5, 2, 3, 20);
+    expect_same(whole.dev, out.cpu, whole.n, 0.0f, 0.0f); // not rounded
 }
 
 template <class T> static void test_store(void **) {
@@ -128,7 +131,7 @@ template <class T> static void test_store(void **) {
     both<T> k = random_values<T>(length * (width + 8), 1.0f),
             v = random_values<T>(length * width, 1);
     both<T> ck = random_values<T>(16 * width, 1.0f), cv = random_values<T>(16 * width, 1.0f);
-    struct tsr_kv_cache cache = {ck.cpu, cv.cpu, blocks, 4};
+    struct tsr_kv_cache cache = {ck.cpu, cv.cpu, blocks, 4, 3};
     const struct tsr_segment segs[] = {{1, 5, 2, 0, &cache}, {0, 1, 0, 0, nullptr}};
     segments s = segments_of(segs, 2);
     struct tsr_cuda_segment *dev = copy_array(s.dev, 2);

@@ -72,6 +72,48 @@ static void test_barriers(void **) {
     });
 }
 
+// Each block writes its number behind that of the block before it.
+static void pass_on(int n_blocks, int *word) {
+    *word = 0;
+    simt::launch("pass on", dim3((unsigned)n_blocks), 64, 16, [=] {
+        smem<int> x = shared_cursor().take<int>(1);
+        if (threadIdx.x == 37) {
+            wait_until(word, (int)blockIdx.x);
+            x[0] = (int)blockIdx.x;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0)
+            store_relaxed(word, x[0] + 1);
+    });
+}
+
+static void test_blocks_alive(void **) {
+    int *word = simt::array<int>(1);
+    expect_clean([=] { pass_on(9, word); });
+    assert_int_equal(*word, 9);
+    simt::reverse_order = true;
+    expect_fault("waits for another", [=] { pass_on(9, word); });
+    simt::blocks_alive = 5;
+    expect_fault("waits for another", [=] { pass_on(9, word); });
+    assert_int_equal(*word, 0);
+    simt::blocks_alive = 9;
+    int64_t before = simt::n_spins;
+    expect_clean([=] { pass_on(9, word); });
+    assert_int_equal(*word, 9);
+    assert_true(simt::n_spins > before);
+    // Shared memory is a block's own, and so are its barriers.
+    expect_fault("race", [] {
+        simt::launch("race", dim3(9), 64, 256, [] {
+            smem<int> x = shared_cursor().take<int>(64);
+            x[threadIdx.x] = 1;
+            if (x[63 - threadIdx.x] != 1)
+                simt::stop("wrong value");
+        });
+    });
+    simt::reverse_order = false;
+    simt::blocks_alive = 1;
+}
+
 static void race_with(void (*between)(), int threads) {
     simt::launch("race", dim3(1), threads, 1024, [=] {
         shared_cursor cursor;
@@ -258,6 +300,7 @@ int main(void) {
         TEST(test_indices),
         TEST(test_orders),
         TEST(test_barriers),
+        TEST(test_blocks_alive),
         TEST(test_races),
         TEST(test_places),
         TEST(test_copies),

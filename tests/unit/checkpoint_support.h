@@ -122,13 +122,26 @@ static inline void collect_one(void *arg, enum tsr_checkpoint_part part, const s
         part, t, g, region_values(w->x, part, t, g, pad), g.c1 - g.c0 + pad};
 }
 
+// One rank of several writes every n-th share.
+struct dealt {
+    int next, step;
+};
+
+static inline int deal(void *arg) {
+    struct dealt *d = arg;
+    int share = d->next;
+    d->next += d->step;
+    return share;
+}
+
 static inline void write_as_rank(const struct fixture *x, struct tsr_checkpoint *c, struct layout l,
                                  int rank) {
     struct writing w = {.x = x, .c = c};
     for (int i = 0; x->shared && i < l.n_ranks; i++)
         each_region(x, l, i, collect_one, &w);
     if (x->shared)
-        expect_ok(tsr_checkpoint_write_share(c, w.sources, w.n, rank, l.n_ranks));
+        expect_ok(tsr_checkpoint_write_shares(c, w.sources, w.n, 2 * l.n_ranks, deal,
+                                              &(struct dealt){rank, l.n_ranks}));
     else
         each_region(x, l, rank, write_one, &w);
     for (int i = 0; i < w.n; i++)

@@ -179,6 +179,47 @@ static void a_newer_incarnation_ends_the_rank(void **state) {
     coordinator_stop(&c);
 }
 
+static int dead_peer(void *arg) {
+    atomic_fetch_add((_Atomic int *)arg, 1);
+    return tsr_fail(TSR_EPEER, "rank 2 is gone");
+}
+
+static void note_reason(void *arg, int exit_code, const char *reason) {
+    assert_string_equal(reason, "rank 2 is gone");
+    atomic_store((_Atomic int *)arg, exit_code);
+}
+
+// The main thread gets its time to say more.
+static void a_failed_peer_ends_a_rank_that_goes_on(void **state) {
+    static struct coordinator c;
+    static struct tsr_progress progress;
+    static _Atomic int asked, exit_code;
+    struct tsr_agent *agent;
+    (void)state;
+    coordinator_start(&c, 0);
+    const struct tsr_agent_opt opt = {.world = WORLD,
+                                      .tp = 1,
+                                      .pp = 1,
+                                      .dp = WORLD,
+                                      .host = "here",
+                                      .run_dir = run_dir,
+                                      .address = c.where,
+                                      .epoch = run_epoch,
+                                      .progress = &progress,
+                                      .end = note_reason,
+                                      .arg = &exit_code,
+                                      .poll = dead_peer,
+                                      .poll_arg = &asked,
+                                      .peer_s = 0.5};
+    double begin = tsr_now();
+    expect_ok(tsr_agent_open(&agent, &opt));
+    WAIT_FOR(atomic_load(&exit_code) == 4);
+    assert_true(tsr_now() - begin > 0.5);
+    assert_true(atomic_load(&asked) >= 3);
+    tsr_agent_close(agent, 4);
+    coordinator_stop(&c);
+}
+
 // ---- who can't begin
 
 static void no_coordinator_no_rank(void **state) {
@@ -210,6 +251,7 @@ int main(void) {
         TEST(stop_sets_the_flag_or_ends_the_rank),
         TEST(a_coordinator_that_stays_away_ends_the_rank),
         TEST(a_newer_incarnation_ends_the_rank),
+        TEST(a_failed_peer_ends_a_rank_that_goes_on),
         TEST(no_coordinator_no_rank),
         TEST(another_key_is_refused),
     };

@@ -155,7 +155,7 @@ static void run_from_cache(struct tsr_ctx *ctx, struct problem *p, int block_tok
         memcpy(k.p + row * width, p->k.p + (start + t) * p->a.ldk, (size_t)width * sizeof(float));
         memcpy(v.p + row * width, p->v.p + (start + t) * p->a.ldv, (size_t)width * sizeof(float));
     }
-    struct tsr_kv_cache cache = {k.p, v.p, blocks, block_tokens};
+    struct tsr_kv_cache cache = {k.p, v.p, blocks, block_tokens, n_blocks};
     struct tsr_segment segs[8];
     assert_true(n_cuts <= 8);
     struct tsr_attn a = p->a;

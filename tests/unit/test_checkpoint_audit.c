@@ -13,6 +13,7 @@ enum { N_FLIPS = 2000, BEFORE = 50, NEWEST = 51 };
 static struct fixture x;
 static struct tsr_ctx ctx;
 static struct tsr_comm comm;
+static struct tsr_net net;
 static struct tsr_progress progress;
 static char good_dir[TSR_PATH_MAX], dir[TSR_PATH_MAX];
 static struct tsr_checkpoint_digests *digests; // of the newest
@@ -30,12 +31,18 @@ static int start(void **state) {
     expect_ok(tsr_checkpoint_digests_open(&digests, dir));
     expect_ok(tsr_cpu_open(&ctx, NULL, 1));
     expect_ok(tsr_comm_open_single(&comm, &progress));
+    const struct tsr_net_opt opt = {.training = true, .n_grad_buffers = 1, .seed = 1};
+    struct tsr_mesh mesh;
+    tsr_mesh_place(&mesh, 1, 1, 1, 0);
+    mesh.V = mesh.W = 8;
+    expect_ok(tsr_net_open(&net, &ctx, &comm, &mesh, &x.model, &opt, 8));
     tsr_log_level(TSR_LOG_ERROR); // each fall-back is a warning
     return 0;
 }
 
 static int finish(void **state) {
     (void)state;
+    tsr_net_close(&net);
     tsr_comm_close(&comm);
     ctx.ops->close(&ctx);
     tsr_checkpoint_digests_close(digests);
@@ -79,11 +86,15 @@ static struct findings audit(void) {
 }
 
 static void expect_resumed_from(int64_t step) {
-    struct tsr_net net = {.ctx = &ctx, .comm = &comm};
     char found[TSR_PATH_MAX], want[TSR_PATH_MAX];
+    const struct tsr_param *p = &net.params[0];
     expect_ok(tsr_checkpoint_path(want, x.dir, step));
-    assert_int_equal(tsr_store_find(&net, x.dir, found), 1);
+    assert_int_equal(tsr_store_resume(&net, x.dir, INT64_MAX, NULL, NULL, found), 1);
     assert_string_equal(found, want);
+    x.opt.step = step; // which element's values are those of
+    for (int64_t c = 0; c < p->cols; c++)
+        assert_true(((const float *)p->w)[c] == element(&x, TSR_CKPT_WEIGHTS, p->t, 0, c));
+    x.opt.step = NEWEST;
 }
 
 // Refused by all, and the file is named; `at`: the damaged byte, or -1.

@@ -216,7 +216,8 @@ static void write_shares(struct tsr_checkpoint **c, int n_ranks, int n, int host
                     values[p->part][p->tensor] + p->region.r0 * t->cols + p->region.c0, t->cols};
             }
         for (int r = host; r < n_ranks; r += hosts)
-            expect_ok(tsr_checkpoint_write_share(c[r], sources, k, r / hosts, n_ranks / hosts));
+            expect_ok(tsr_checkpoint_write_shares(c[r], sources, k, 2 * (n_ranks / hosts), deal,
+                                                  &(struct dealt){r / hosts, n_ranks / hosts}));
     }
 }
 
@@ -332,7 +333,7 @@ static void test_refused_later(void **state) {
         reset_kernel();
         kernel.direct_writes_until_einval = n;
         save(1 + n % 2, IN_ORDER, 200 + (uint64_t)n);
-        assert_int_equal(kernel.n_direct, n);
+        assert_in_range(kernel.n_direct, n, n + 1); // one may be under way when another is refused
     }
 }
 

@@ -88,6 +88,28 @@ static void test_happy(void **state) {
     rig_close(r);
 }
 
+// After a rollback an earlier step is saved again, and then what comes after it once more.
+static void test_step_again(void **state) {
+    (void)state;
+    static const uint64_t steps[] = {50, 60, 50, 60};
+    struct rig *r = joined(2);
+    for (uint32_t i = 0; i < 4; i++) {
+        rig_begin_save(r, steps[i], i + 1);
+        rig_all_vote(r, steps[i], i + 1);
+        commit(r);
+        const Tessera__Checkpoint__SaveDone *done = rig_last(r, RIG_CONN + 1, FRAME(SAVE_DONE));
+        assert_int_equal(done->step, steps[i]);
+        assert_int_equal(done->attempt, i + 1);
+        rig_disk_ok(r, TSR_DISK_RETAIN, 0);
+        Tessera__Control__Status s = TESSERA__CONTROL__STATUS__INIT;
+        assert_int_equal(tsr_coord_status(r->c, &s), 0);
+        assert_int_equal(s.committed_step, steps[i]);
+        tsr_coord_status_free(&s);
+        rig_forget(r);
+    }
+    rig_close(r);
+}
+
 // Whatever disk step fails, nothing is announced and, before the rename, the directory goes.
 static void test_disk_fails(void **state) {
     (void)state;
@@ -353,12 +375,12 @@ static void test_no_progress(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_happy),        cmocka_unit_test(test_disk_fails),
-        cmocka_unit_test(test_superseded),   cmocka_unit_test(test_vote_fails),
-        cmocka_unit_test(test_bad_messages), cmocka_unit_test(test_bad_plans),
-        cmocka_unit_test(test_death),        cmocka_unit_test(test_reconnect),
-        cmocka_unit_test(test_rebuilt),      cmocka_unit_test(test_newer_attempt),
-        cmocka_unit_test(test_no_progress),
+        cmocka_unit_test(test_happy),         cmocka_unit_test(test_step_again),
+        cmocka_unit_test(test_disk_fails),    cmocka_unit_test(test_superseded),
+        cmocka_unit_test(test_vote_fails),    cmocka_unit_test(test_bad_messages),
+        cmocka_unit_test(test_bad_plans),     cmocka_unit_test(test_death),
+        cmocka_unit_test(test_reconnect),     cmocka_unit_test(test_rebuilt),
+        cmocka_unit_test(test_newer_attempt), cmocka_unit_test(test_no_progress),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

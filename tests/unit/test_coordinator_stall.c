@@ -47,6 +47,35 @@ static void test_factor(void **state) {
     rig_close(r);
 }
 
+// A rollback: the ranks' steps go back, each rank's at its own time, while a checkpoint is loaded
+// for as long as it takes. A hang afterwards is found as ever.
+static void test_rollback(void **state) {
+    (void)state;
+    struct rig *r = rig_open(2);
+    rig_all_join(r);
+    train(r, 9, 0.25);
+    for (int i = 0; i < 2000; i++) { // rank 0 has loaded, rank 1 loads
+        rig_beat(r, 0, 5, TSR_PHASE_LOAD, 40);
+        rig_beat(r, 1, 9, TSR_PHASE_LOAD, 39);
+        rig_pass(r, 0.25, 0, 0, TSR_PHASE_START, 0);
+    }
+    assert_int_equal(r->n_failed, 0);
+    for (uint64_t step = 5; step < 12; step++) {
+        rig_beat(r, 0, step, TSR_PHASE_FORWARD, 50 + step);
+        rig_beat(r, 1, step, TSR_PHASE_FORWARD, 50 + step);
+        rig_pass(r, 0.25, 0, 0, TSR_PHASE_START, 0);
+    }
+    assert_int_equal(r->n_failed, 0);
+    for (int i = 0; i < 40 && r->n_failed == 0; i++) {
+        rig_beat(r, 0, 12, TSR_PHASE_REDUCE, 71);
+        rig_beat(r, 1, 12, TSR_PHASE_FORWARD, 70);
+        rig_pass(r, 0.25, 0, 0, TSR_PHASE_START, 0);
+    }
+    assert_int_equal(r->n_failed, 1);
+    assert_int_equal(r->culprit, 1);
+    rig_close(r);
+}
+
 // Loading and tokenizing take as long as they take; the first forward two minutes.
 static void test_slow_start(void **state) {
     (void)state;
@@ -161,13 +190,10 @@ static void test_strange_phase(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_culprit),
-        cmocka_unit_test(test_factor),
-        cmocka_unit_test(test_slow_start),
-        cmocka_unit_test(test_evaluation),
-        cmocka_unit_test(test_waiting_for_a_save),
-        cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_fewest_steps),
+        cmocka_unit_test(test_culprit),       cmocka_unit_test(test_factor),
+        cmocka_unit_test(test_rollback),      cmocka_unit_test(test_slow_start),
+        cmocka_unit_test(test_evaluation),    cmocka_unit_test(test_waiting_for_a_save),
+        cmocka_unit_test(test_stages),        cmocka_unit_test(test_fewest_steps),
         cmocka_unit_test(test_strange_phase),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

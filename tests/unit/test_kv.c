@@ -15,7 +15,7 @@ static void run_store(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     size_t size = N_BLOCKS * BLOCK * WIDTH;
     float *k = buf_new(size), *v = buf_new(size);
     static const int32_t first[] = {5, 0}, second[] = {1, 2, 6};
-    struct tsr_kv_cache caches[] = {{k, v, first, BLOCK}, {k, v, second, BLOCK}};
+    struct tsr_kv_cache caches[] = {{k, v, first, BLOCK, 2}, {k, v, second, BLOCK, 3}};
     struct tsr_segment segs[3];
     memset(k, 0, size * sizeof *k);
     memset(v, 0, size * sizeof *v);

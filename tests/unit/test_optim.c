@@ -77,7 +77,17 @@ static void run_sumsq(struct tsr_ctx *ctx, const void *arg, struct sink *out) {
     emit(out, where, 2 * (size_t)q->n_blocks);
 }
 
-// Column j goes to lane j mod 16, row after row; lanes in the fixed tree: equality.
+static double row_of_squares(const float *g, int64_t cols) {
+    double lane[16] = {0};
+    for (int64_t j = 0; j < cols; j++)
+        lane[j % 16] = fma((double)g[j], (double)g[j], lane[j % 16]);
+    for (int w = 8; w > 0; w /= 2)
+        for (int i = 0; i < w; i++)
+            lane[i] += lane[i + w];
+    return lane[0];
+}
+
+// Column j goes to lane j mod 16; lanes in the fixed tree; row after row: equality.
 static void test_sumsq(void **state) {
     (void)state;
     static const int64_t bounds[] = {0, 3, 3, 4, 11, 40};
@@ -90,18 +100,12 @@ static void test_sumsq(void **state) {
                                    cols};
             struct sink out = run_everywhere(run_sumsq, &q);
             for (int b = 0; b < 5; b++) {
-                double lane[16] = {0}, got;
+                double sum = 0.0, got;
                 for (int64_t i = bounds[b]; i < bounds[b + 1]; i++)
-                    for (int64_t j = 0; j < cols; j++) {
-                        double x = (double)q.g[i * ld + j];
-                        lane[j % 16] = fma(x, x, lane[j % 16]);
-                    }
-                for (int w = 8; w > 0; w /= 2)
-                    for (int i = 0; i < w; i++)
-                        lane[i] += lane[i + w];
+                    sum += row_of_squares(q.g + i * ld, cols);
                 memcpy(&got, out.v + 2 * b, sizeof got);
-                if (got != lane[0])
-                    fail_msg("block %d: %a, expected %a", b, got, lane[0]);
+                if (got != sum)
+                    fail_msg("block %d: %a, expected %a", b, got, sum);
             }
             free(out.v);
             bufs_end(0);

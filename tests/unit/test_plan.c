@@ -116,8 +116,28 @@ static void test_every_rank_as_its_class(void **state) {
             check_ranks(&p);
             p.opt.per_host = 3; // groups that cross hosts meet by messages
             check_ranks(&p);
+            p.run.train.precision = TSR_BF16;
+            check_ranks(&p);
             tear_down(&p);
         }
+}
+
+// In bf16 the layers' weights take half, and each data-parallel rank has fp32 masters of its part.
+static void test_precision(void **state) {
+    (void)state;
+    struct planned p;
+    struct tsr_memory wide, narrow;
+    set_up(&p, LLAMA, (struct layout){2, 1, 2, 1, false, "none"}, "");
+    assert_int_equal(tsr_plan_rank(&wide, NULL, &p.run, &p.model, &p.mesh, 0, &p.opt), 0);
+    p.run.train.precision = TSR_BF16;
+    assert_int_equal(tsr_plan_rank(&narrow, NULL, &p.run, &p.model, &p.mesh, 0, &p.opt), 0);
+    assert_int_equal(wide.masters, 0);
+    assert_int_equal(2 * narrow.weights, wide.weights);
+    assert_int_equal(2 * narrow.masters, narrow.moments); // no frozen tensors
+    assert_int_equal(narrow.gradients, wide.gradients);
+    assert_int_equal(narrow.moments, wide.moments);
+    assert_true(10 * narrow.activations < 6 * wide.activations); // statistics stay fp32
+    tear_down(&p);
 }
 
 static void test_inexact(void **state) {
@@ -190,6 +210,7 @@ static void test_large(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_rank_as_its_class),
+        cmocka_unit_test(test_precision),
         cmocka_unit_test(test_inexact),
         cmocka_unit_test(test_replicas_cost_gradients),
         cmocka_unit_test(test_limits),

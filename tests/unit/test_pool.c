@@ -188,6 +188,34 @@ static void test_memory(void **state) {
     ctx.ops->close(&ctx);
 }
 
+// Moves past the cache: any alignment of either side, any length around the sizes that matter.
+static void test_moves(void **state) {
+    (void)state;
+    enum { MOST = (3 << 20) + 200, EDGE = 80 };
+    struct tsr_ctx ctx;
+    assert_int_equal(tsr_cpu_open(&ctx, NULL, 2), 0);
+    char *from = malloc(MOST + EDGE), *to = malloc(MOST + EDGE);
+    for (size_t i = 0; i < MOST + EDGE; i++)
+        from[i] = (char)(i * 31 + i / 977);
+    static const size_t sizes[] = {0, 1, 63, 65535, 65536, 65537, 65599, 1 << 20, MOST - 1, MOST};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (size_t shift = 0; shift < 66; shift += 13) {
+            const size_t n = sizes[s], at = 70 - shift;
+            memset(to, 0x55, MOST + EDGE);
+            int rc = s % 2 ? ctx.ops->to_host(&ctx, to + at, from + shift, n)
+                           : ctx.ops->to_device(&ctx, to + at, from + shift, n);
+            assert_int_equal(rc, 0);
+            assert_true(n == 0 || memcmp(to + at, from + shift, n) == 0);
+            for (size_t i = 0; i < at; i++)
+                assert_int_equal(to[i], 0x55);
+            for (size_t i = at + n; i < at + n + 10 && i < MOST + EDGE; i++)
+                assert_int_equal(to[i], 0x55);
+        }
+    free(from);
+    free(to);
+    ctx.ops->close(&ctx);
+}
+
 static void test_copy_2d(void **state) {
     (void)state;
     enum { ROWS = 700, COLS = 611, LDD = 620, LDS = 613 };
@@ -219,6 +247,7 @@ int main(void) {
         cmocka_unit_test(test_scratch),
         cmocka_unit_test(test_open),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_moves),
         cmocka_unit_test(test_copy_2d),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -89,7 +89,7 @@ static void load(const struct fixture *x, const struct tsr_mesh *mesh, const cha
     expect_ok(tsr_net_open(&net, &ctx, &comm, mesh, &x->model, &opt, 1));
     seen.n = 0;
     seen.on = true;
-    expect_ok(tsr_store_load_checkpoint(&net, dir));
+    expect_ok(tsr_store_load_checkpoint(&net, dir, false));
     seen.on = false;
     tsr_net_close(&net);
     tsr_comm_close(&comm);

@@ -44,9 +44,16 @@ static void numbers_that_span_fields(void **state) {
     } cases[] = {
         {"train.warmup=11", "train.warmup: expected at most train.steps (10), found 11"},
         {"train={schedule: wsd, warmup: 5, decay: 6}", "train.decay: expected at most"},
+        {"train.spike={grad_norm: 1}", "spike.grad_norm: expected 0 or a number > 1, found 1"},
+        {"train.spike={loss: 0.5}", "train.spike.loss: expected 0 or a number > 1, found 0.5"},
+        {"train.on_nonfinite=rollback", "train.on_nonfinite: rollback needs periodic checkpoints"},
+        {"train.spike={loss: 2, action: rollback}",
+         "train.spike.action: rollback needs periodic checkpoints: set checkpoint.every"},
+        {"train.spike={action: rollback}", NULL}, // but spikes aren't looked for
+        {"train.spike={loss: 1.5, grad_norm: 2, action: stop}", NULL},
         {"train.min_lr=0.1", "train.min_lr: expected at most train.lr (0.0003), found 0.1"},
-        {"train.precision=bf16", "bf16 isn't built for the CPU yet"},
-        {"device.backend=cuda", "no CUDA backend"},
+        {"train.precision=bf16", NULL}, // if `auto` finds a device
+        {"device.backend=cuda", NULL},
         {"parallel.schedule=interleaved", "at least 2 chunks, found 1"},
         {"parallel.tp=3", "tp can be 1, 2, 4, 8, or set parallel.virtual_shards to 12"},
         {"parallel.tp=16", "tp can be 1, 2, 4, 8, or set parallel.virtual_shards to 16"},
@@ -78,6 +85,8 @@ static void numbers_that_span_fields(void **state) {
             tsr_run_free(&r);
         }
     }
+    expect_mistakes(MINIMAL, OVERRIDES("train.precision=bf16", "device.backend=cpu"),
+                    PIECES("train.precision: bf16 needs a CUDA device", "use fp32"));
     expect_mistakes(MINIMAL, OVERRIDES("data.seq_len=1000000000", "train.micro_batch=4"),
                     PIECES("at most 2^31 - 1 tokens"));
     expect_mistakes(MINIMAL, OVERRIDES("train={global_batch: 12}", "parallel={dp: 3}"),
@@ -255,6 +264,9 @@ static void resuming(void **state) {
                                               "device.threads=3",
                                               "data.train=[z.bin]",
                                               "train.recompute=full",
+                                              "train.on_nonfinite=stop",
+                                              "train.max_skips=0",
+                                              "train.spike={loss: 2, grad_norm: 3, window: 5}",
                                               "parallel.virtual_shards=8", // what 0 comes to
                                               "parallel.virtual_replicas=8"};
     for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {

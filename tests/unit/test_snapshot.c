@@ -27,7 +27,7 @@ static const char sinusoidal_gpt2[] =
     "\"vocab_size\":11,\"activation_function\":\"gelu_new\",\"position\":\"sinusoidal\"}";
 
 static struct fixture x;
-static struct tsr_ctx ctx;
+static struct tsr_ctx ctx, narrow; // narrow: the same with bf16 layers, fp32 masters
 static struct tsr_progress progress;
 
 // ---- one rank
@@ -41,7 +41,7 @@ static int world_of(const struct parallel *l) {
     return l->tp * l->pp * l->dp;
 }
 
-static void open_rank(struct rank *r, const struct parallel *l, int rank) {
+static void open_rank(struct rank *r, struct tsr_ctx *device, const struct parallel *l, int rank) {
     struct tsr_mesh mesh;
     const struct tsr_net_opt opt = {.training = true, .n_grad_buffers = 1, .seed = 1};
     memset(r, 0, sizeof *r);
@@ -50,7 +50,7 @@ static void open_rank(struct rank *r, const struct parallel *l, int rank) {
     tsr_mesh_place(&mesh, l->tp, l->pp, l->dp, rank);
     mesh.chunks = l->chunks;
     mesh.V = mesh.W = 8;
-    expect_ok(tsr_net_open(&r->net, &ctx, &r->comm, &mesh, &x.model, &opt, 16));
+    expect_ok(tsr_net_open(&r->net, device, &r->comm, &mesh, &x.model, &opt, 16));
 }
 
 static void close_rank(struct rank *r) {
@@ -60,32 +60,53 @@ static void close_rank(struct rank *r) {
 
 static struct rank ranks[N_LAYOUTS][8];
 
-static int start(const char *json) {
+static void open_ranks(struct tsr_ctx *device) {
+    x.opt.dtype = device->dtype;
+    for (int l = 0; l < N_LAYOUTS; l++)
+        for (int i = 0; i < world_of(&layouts[l]); i++)
+            open_rank(&ranks[l][i], device, &layouts[l], i);
+}
+
+static void close_ranks(void) {
+    for (int l = 0; l < N_LAYOUTS; l++)
+        for (int i = 0; i < world_of(&layouts[l]); i++)
+            close_rank(&ranks[l][i]);
+}
+
+static int start(const char *json, bool bf16) {
     open_fixture(&x, json);
     x.opt.max_file_bytes = 0;
     x.opt.range_bytes = 4096;
     expect_ok(tsr_cpu_open(&ctx, NULL, 1));
-    for (int l = 0; l < N_LAYOUTS; l++)
-        for (int i = 0; i < world_of(&layouts[l]); i++)
-            open_rank(&ranks[l][i], &layouts[l], i);
+    narrow = ctx;
+    narrow.dtype = TSR_DT_BF16;
+    open_ranks(bf16 ? &narrow : &ctx);
     return 0;
 }
 
 static int start_llama(void **state) {
     (void)state;
-    return start(odd_llama);
+    return start(odd_llama, false);
+}
+
+static int start_llama_bf16(void **state) {
+    (void)state;
+    return start(odd_llama, true);
 }
 
 static int start_gpt2(void **state) {
     (void)state;
-    return start(sinusoidal_gpt2);
+    return start(sinusoidal_gpt2, false);
+}
+
+static int start_gpt2_bf16(void **state) {
+    (void)state;
+    return start(sinusoidal_gpt2, true);
 }
 
 static int finish(void **state) {
     (void)state;
-    for (int l = 0; l < N_LAYOUTS; l++)
-        for (int i = 0; i < world_of(&layouts[l]); i++)
-            close_rank(&ranks[l][i]);
+    close_ranks();
     ctx.ops->close(&ctx);
     close_fixture(&x);
     return 0;
@@ -97,7 +118,11 @@ static float value_of(int part, const struct tsr_tensor *t, int64_t r, int64_t c
     return (float)((id * 2048 + r * t->cols + c) * 3 + part);
 }
 
-// Calls fn for every element that the rank holds of weights and of its own moments.
+static float rounded(float f) {
+    return tsr_bf16_to_f32(tsr_f32_to_bf16(f));
+}
+
+// Calls fn for every element that the rank holds of weights, of its own masters and moments.
 typedef void (*element_fn)(float *have, float want, const struct tsr_tensor *t);
 
 static void each_part(struct tsr_param *p, int part, float *at, int64_t lo, int64_t hi,
@@ -107,13 +132,34 @@ static void each_part(struct tsr_param *p, int part, float *at, int64_t lo, int6
             fn(at++, value_of(part, p->t, p->held.r0 + r, p->held.c0 + c), p->t);
 }
 
+static void each_weight(struct tsr_param *p, element_fn fn) {
+    uint16_t *w = p->w;
+    if (!p->master) {
+        each_part(p, TSR_CKPT_WEIGHTS, p->w, 0, p->rows, fn);
+        return;
+    }
+    for (int64_t i = 0; i < p->rows * p->cols; i++) {
+        int64_t r = p->held.r0 + i / p->cols, c = p->held.c0 + i % p->cols;
+        float have = tsr_bf16_to_f32(w[i]);
+        fn(&have, rounded(value_of(TSR_CKPT_WEIGHTS, p->t, r, c)), p->t);
+        w[i] = tsr_f32_to_bf16(have);
+    }
+    int64_t at = 0;
+    for (int s = 0; s < p->n_slices; s++) {
+        each_part(p, TSR_CKPT_WEIGHTS, p->master + at, p->slices[s].lo, p->slices[s].hi, fn);
+        at += tsr_range_len(p->slices[s]) * p->cols;
+    }
+    assert_true(at == p->n_own);
+}
+
 static void each_element(struct tsr_net *net, element_fn fn) {
     for (int i = 0; i < net->n_params; i++) {
         struct tsr_param *p = &net->params[i];
         int64_t at = 0;
         if (p->alias)
             continue;
-        each_part(p, TSR_CKPT_WEIGHTS, p->w, 0, p->rows, fn);
+        assert_true(!p->master == (net->ctx->dtype == TSR_DT_F32));
+        each_weight(p, fn);
         for (int s = 0; p->sum != TSR_GRAD_NONE && s < p->n_slices; s++) {
             each_part(p, TSR_CKPT_M, p->m + at, p->slices[s].lo, p->slices[s].hi, fn);
             each_part(p, TSR_CKPT_V, p->v + at, p->slices[s].lo, p->slices[s].hi, fn);
@@ -183,7 +229,7 @@ static void load_in(int l) {
     for (int i = 0; i < world_of(&layouts[l]); i++) {
         struct tsr_net *net = &ranks[l][i].net;
         each_element(net, spoil);
-        expect_ok(tsr_store_load_checkpoint(net, in_checkpoint(&x, "")));
+        expect_ok(tsr_store_load_checkpoint(net, in_checkpoint(&x, ""), true));
         each_element(net, check);
     }
 }
@@ -214,6 +260,41 @@ static void test_all_ordered_pairs(void **state) {
 static void test_ring(void **state) {
     (void)state;
     check_pairs(false);
+}
+
+// A checkpoint of one precision is continued in the other; what isn't rounded stays exact.
+static void test_precisions(void **state) {
+    (void)state;
+    save_in(1);
+    close_ranks();
+    open_ranks(&narrow);
+    for (int l = 0; l < N_LAYOUTS; l++)
+        load_in(l);
+    x.state.step = ++x.opt.step;
+    save_in(4);
+    close_ranks();
+    open_ranks(&ctx);
+    for (int l = 0; l < N_LAYOUTS; l++)
+        load_in(l);
+}
+
+static void check_rounded(float *have, float want, const struct tsr_tensor *t) {
+    check(have, rounded(want), t);
+}
+
+// Model files alone have no master: it begins as what they hold.
+static void test_model_files(void **state) {
+    (void)state;
+    save_in(3);
+    for (int l = 0; l < N_LAYOUTS; l++)
+        for (int i = 0; i < world_of(&layouts[l]); i++) {
+            struct tsr_net *net = &ranks[l][i].net;
+            each_element(net, spoil);
+            expect_ok(tsr_store_load_weights(net, in_checkpoint(&x, "")));
+            for (int k = 0; k < net->n_params; k++)
+                if (!net->params[k].alias)
+                    each_weight(&net->params[k], check_rounded);
+        }
 }
 
 // The shard maps that the ranks publish cover every tensor once.
@@ -247,10 +328,11 @@ static void test_shard_maps(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH(test_all_ordered_pairs, start_llama),
-        WITH(test_ring, start_gpt2),
-        WITH(test_shard_maps, start_llama),
-        WITH(test_shard_maps, start_gpt2),
+        WITH(test_all_ordered_pairs, start_llama), WITH(test_ring, start_gpt2),
+        WITH(test_ring, start_llama_bf16),         WITH(test_ring, start_gpt2_bf16),
+        WITH(test_precisions, start_llama),        WITH(test_precisions, start_gpt2),
+        WITH(test_model_files, start_llama_bf16),  WITH(test_model_files, start_gpt2_bf16),
+        WITH(test_shard_maps, start_llama),        WITH(test_shard_maps, start_gpt2),
     };
     return cmocka_run_group_tests_name("snapshot", tests, NULL, NULL);
 }

@@ -86,6 +86,9 @@ static void metrics_are_served(void **state) {
     r.tokens_per_s = 1000;
     r.mfu = 0.5;
     r.tokens = 4096;
+    r.skipped = 3;
+    r.rollbacks = 2;
+    r.dropped_sequences = 48;
     tsr_agent_step(ranks[0].agent, &r);
     ranks_save(ranks, 12, 1);
     ranks_expect(ranks, 12, 0);
@@ -102,6 +105,9 @@ static void metrics_are_served(void **state) {
             expect_sample(page, "tessera_tokens_per_second 1000");
             expect_sample(page, "tessera_mfu_ratio 0.5");
             expect_sample(page, "tessera_tokens_total 4096");
+            expect_sample(page, "tessera_skipped_steps_total 3");
+            expect_sample(page, "tessera_rollbacks_total 2");
+            expect_sample(page, "tessera_dropped_sequences_total 48");
             expect_sample(page, "tessera_ranks_alive 3");
             expect_sample(page, "tessera_committed_step 12");
             expect_sample(page, "tessera_saves_total 1");
@@ -177,6 +183,9 @@ static struct tsr_status_view a_live_run(void) {
     last_report.step = 25;
     last_report.loss = 2.125;
     last_report.step_ms = 2000;
+    last_report.skipped = 1;
+    last_report.rollbacks = 2;
+    last_report.dropped_sequences = 48;
     save_status.in_flight = true;
     save_status.step = 20;
     save_status.stage = (char *)"write";
@@ -204,6 +213,9 @@ static void a_running_run_is_shown(void **state) {
     assert_non_null(strstr(plain.data, "loss    2.1250"));
     assert_non_null(strstr(plain.data, "saved   step 10  step 20 in flight (write, waiting for 1 "
                                        "rank)"));
+    assert_non_null(strstr(plain.data, "skipped 1 step, not finite or a spike\n"));
+    assert_non_null(
+        strstr(plain.data, "rolled  back 2 times, 48 sequences of the data left out\n"));
     assert_non_null(strstr(plain.data, "backward"));
     assert_null(strchr(plain.data, '\033'));
     expect_ok(tsr_status_text(&coloured, &v, true));
@@ -214,6 +226,8 @@ static void a_running_run_is_shown(void **state) {
     json_t *o = json_loadb(json.data, json.len, 0, NULL);
     assert_true(json_is_true(json_object_get(o, "running")));
     assert_int_equal(json_integer_value(json_object_get(o, "step")), 25);
+    assert_int_equal(json_integer_value(json_object_get(o, "rollbacks")), 2);
+    assert_int_equal(json_integer_value(json_object_get(o, "dropped_sequences")), 48);
     assert_int_equal(json_integer_value(json_object_get(o, "ranks_alive")), 1);
     assert_true(json_number_value(json_object_get(o, "eta_s")) == 150.0);
     assert_int_equal(json_array_size(json_object_get(o, "ranks")), 2);

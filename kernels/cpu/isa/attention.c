@@ -207,7 +207,7 @@ static void choose_part_size(struct fwd_job *j) {
 
 int TSR_FN(tsr_attention)(struct tsr_ctx *ctx, const struct tsr_attn *a, tsr_elem *o, float *lse,
                           const tsr_elem *q, const tsr_elem *k, const tsr_elem *v) {
-    TSR_ASSERT(ctx->dtype == TSR_DT_F32 && a->head_dim > 0 && a->group > 0);
+    TSR_ASSERT(tsr_cpu_can(ctx) && a->head_dim > 0 && a->group > 0);
     struct tsr_pool *pool = ctx->stream;
     struct fwd_job j = {.a = a, .o = o, .lse = lse, .q = q, .k = k, .v = v, .pool = pool};
     choose_part_size(&j);

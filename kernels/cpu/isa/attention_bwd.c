@@ -317,7 +317,7 @@ int TSR_FN(tsr_attention_bwd)(struct tsr_ctx *ctx, const struct tsr_attn *a,
                               tsr_elem *dk, tsr_elem *dv, const tsr_elem *d_o, const tsr_elem *o,
                               const float *lse, const tsr_elem *q, const tsr_elem *k,
                               const tsr_elem *v) {
-    TSR_ASSERT(ctx->dtype == TSR_DT_F32 && a->head_dim > 0);
+    TSR_ASSERT(tsr_cpu_can(ctx) && a->head_dim > 0);
     struct tsr_pool *pool = ctx->stream;
     struct bwd_job j = {.a = a,
                         .slots = slots,

@@ -78,19 +78,23 @@ int TSR_FN(tsr_tree_add)(struct tsr_ctx *ctx, float *out, const float *const *in
     return 0;
 }
 
-// Column j of every row goes to lane j mod 16, so the sum doesn't depend on the leading dimension.
+// Column j of a row goes to lane j mod 16, so the sum doesn't depend on the leading dimension; rows
+// have lanes of their own, because a device sums many at a time.
 static void sumsq_part(void *arg, int part, int thread) {
     (void)thread;
     const struct sumsq_job *q = arg;
     struct tsr_range blocks = tsr_split_part(q->split, part);
     for (int64_t b = blocks.lo; b < blocks.hi; b++) {
-        v16d s = v16d_zero();
-        for (int64_t i = q->bounds[b]; i < q->bounds[b + 1]; i++)
+        double sum = 0.0;
+        for (int64_t i = q->bounds[b]; i < q->bounds[b + 1]; i++) {
+            v16d s = v16d_zero();
             for (int64_t j = 0; j < q->cols; j += 16) {
                 v16d x = v16d_of(v16_load_tail(q->g + i * q->ld + j, q->cols - j, 0.0f));
                 s = v16d_fma(x, x, s);
             }
-        q->sums[b] = v16d_hsum(s);
+            sum = sum + v16d_hsum(s);
+        }
+        q->sums[b] = sum;
     }
 }
 
@@ -141,7 +145,7 @@ static void adamw_part(void *arg, int part, int thread) {
 int TSR_FN(tsr_adamw)(struct tsr_ctx *ctx, const struct tsr_adamw *p, float *w, ptrdiff_t ldw,
                       float *m, float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
                       tsr_elem *copy) {
-    TSR_ASSERT(copy == NULL); // in fp32 the weight is the master
+    TSR_ASSERT(copy == NULL || tsr_pool_is_dry(ctx->stream)); // in fp32 the weight is the master
     struct adamw_job q = {.p = p, .w = w, .m = m, .v = v, .ldw = ldw, .g = g, .ldg = ldg};
     bool one_row = ldw == cols && ldg == cols; // nothing between the rows
     q.rows = one_row ? 1 : rows;

@@ -21,7 +21,7 @@ struct tsr_split {
 
 // A split of n items that cost about `n_elems` elements of work each.
 static inline struct tsr_split tsr_split_of(const struct tsr_ctx *ctx, int64_t n, int64_t n_elems) {
-    TSR_ASSERT(ctx->dtype == TSR_DT_F32 && n >= 0);
+    TSR_ASSERT(tsr_cpu_can(ctx) && n >= 0);
     int threads = tsr_pool_threads(ctx->stream);
     int64_t per = TSR_GRAIN / (n_elems > 0 ? n_elems : 1) + 1;
     int64_t most = threads == 1 ? 1 : (int64_t)threads * TSR_PARTS_PER_THREAD;

@@ -4,7 +4,11 @@
 For each model a folder with: config.json and model.safetensors (initial weights as transformers
 writes them), gradient/model.safetensors (gradients of the first step, before clipping),
 curve.json (tokens, options, loss and gradient norm of each step). See README.md for versions.
+
+In bf16 (tests/parallel/bf16.py) the model is bfloat16() with an fp32 master of every parameter: each
+step rounds the master into the model, and AdamW steps the master by the model's gradients.
 """
+import copy
 import json
 import os
 import sys
@@ -32,6 +36,9 @@ MODELS = {
                                                "factor": 8.0, "low_freq_factor": 1.0,
                                                "high_freq_factor": 4.0,
                                                "original_max_position_embeddings": 16}, **COMMON),
+    "llama-bf16": LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                              num_attention_heads=2, num_key_value_heads=1, head_dim=64,
+                              max_position_embeddings=64, tie_word_embeddings=False, **COMMON),
 }
 
 
@@ -59,12 +66,18 @@ def unique(state):
     return out
 
 
+def save_gradients(model, folder):
+    os.makedirs(os.path.join(folder, "gradient"), exist_ok=True)
+    save_file({n: p.grad.detach().clone() for n, p in model.named_parameters()},
+              os.path.join(folder, "gradient", "model.safetensors"), metadata={"format": "pt"})
+
+
 def train(name, config):
     torch.manual_seed(1234)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     perturb(model)
     folder = os.path.join(HERE, name)
-    os.makedirs(os.path.join(folder, "gradient"), exist_ok=True)
+    os.makedirs(folder, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(model.config.to_dict(), f, indent=1, sort_keys=True, default=str)
@@ -76,18 +89,24 @@ def train(name, config):
     opt = torch.optim.AdamW([{"params": decay, "weight_decay": OPTIONS["weight_decay"]},
                              {"params": plain, "weight_decay": 0.0}], lr=OPTIONS["lr"],
                             betas=(OPTIONS["beta1"], OPTIONS["beta2"]), eps=OPTIONS["eps"])
+    layers = copy.deepcopy(model).bfloat16() if name.endswith("bf16") else model
+    pairs = list(zip(model.parameters(), layers.parameters()))
     losses, norms = [], []
     for step in range(STEPS):
         batch = torch.tensor([sequence(tokens, step * BATCH + b) for b in range(BATCH)])
-        logits = model(batch[:, :-1]).logits
+        if layers is not model:
+            for master, p in pairs:
+                p.data.copy_(master.data)
+        logits = layers(batch[:, :-1]).logits.float()
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB),
                                                  batch[:, 1:].reshape(-1))
-        opt.zero_grad()
+        layers.zero_grad()
         loss.backward()
-        if step == 0:
-            grads = {n: p.grad.detach().clone() for n, p in model.named_parameters()}
-            save_file(grads, os.path.join(folder, "gradient", "model.safetensors"),
-                      metadata={"format": "pt"})
+        if layers is not model:
+            for master, p in pairs:
+                master.grad = p.grad.float()
+        elif step == 0:
+            save_gradients(model, folder)
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIONS["clip"]).item())
         losses.append(loss.item())
         opt.step()

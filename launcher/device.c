@@ -1,0 +1,149 @@
+#include "launcher/device.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "core/error.h"
+#include "core/io.h"
+#include "core/log.h"
+#include "dist/comm_staged.h"
+#include "dist/leaves.h"
+#include "launcher/child.h"
+#include "launcher/machine.h"
+
+#define OBJECT "libtessera_cuda.so"
+
+int tsr_device_object(char path[static TSR_PATH_MAX]) {
+    const char *given = getenv("TESSERA_CUDA_OBJECT");
+    char program[TSR_PATH_MAX];
+    if (given) {
+        TSR_TRY(tsr_path_join(path, given, ""));
+        if (!tsr_path_exists(path))
+            return tsr_fail(TSR_EUSAGE, "TESSERA_CUDA_OBJECT: there is no file %s", path);
+        return 0;
+    }
+    TSR_TRY(tsr_own_program(program));
+    char *slash = strrchr(program, '/');
+    if (slash)
+        *slash = 0;
+    TSR_TRY(tsr_path_join(path, program, OBJECT));
+    if (tsr_path_exists(path))
+        return 0;
+    TSR_TRY(tsr_path_join(path, program, "../lib/" OBJECT));
+    if (tsr_path_exists(path))
+        return 0;
+    return tsr_fail(TSR_EUSAGE,
+                    "this tessera has no CUDA backend: there is no " OBJECT
+                    " in %s nor in its ../lib (build with -DTESSERA_CUDA=ON, or set "
+                    "TESSERA_CUDA_OBJECT)",
+                    program);
+}
+
+int tsr_device_parse(struct tsr_device_want *want, const char *device, const char *dtype) {
+    want->backend_name = "--device";
+    want->precision_name = "--dtype";
+    if (strcmp(device, "auto") == 0)
+        want->backend = TSR_BACKEND_AUTO;
+    else if (strcmp(device, "cpu") == 0)
+        want->backend = TSR_BACKEND_CPU;
+    else if (strcmp(device, "cuda") == 0)
+        want->backend = TSR_BACKEND_CUDA;
+    else
+        return tsr_fail(TSR_EUSAGE, "--device: expected auto, cpu or cuda, found \"%s\"", device);
+    if (strcmp(dtype, "fp32") == 0)
+        want->precision = TSR_FP32;
+    else if (strcmp(dtype, "bf16") == 0)
+        want->precision = TSR_BF16;
+    else
+        return tsr_fail(TSR_EUSAGE, "--dtype: expected fp32 or bf16, found \"%s\"", dtype);
+    return 0;
+}
+
+static int open_cpu(struct tsr_ctx *ctx, const struct tsr_comm *c,
+                    const struct tsr_device_want *want) {
+    int64_t threads = want->threads ? want->threads : tsr_machine_cores() / c->local_size;
+    const char *isa = getenv("TESSERA_CPU");
+    if (want->precision == TSR_BF16)
+        return tsr_fail(TSR_EUSAGE, "%s: bf16 needs a CUDA device; the CPU computes in fp32",
+                        want->precision_name);
+    int rc = tsr_cpu_open(ctx, isa, threads < 1 ? 1 : (int)threads);
+    return rc == TSR_EUSAGE && isa ? tsr_fail_prefix(rc, "TESSERA_CPU") : rc;
+}
+
+static int find_devices(const struct tsr_plugin **plugin, int *n_devices) {
+    char path[TSR_PATH_MAX];
+    TSR_TRY(tsr_device_object(path));
+    TSR_TRY(tsr_plugin_load(plugin, path));
+    return (*plugin)->count(n_devices);
+}
+
+static int open_cuda(struct tsr_device *d, struct tsr_ctx *ctx, const struct tsr_comm *c,
+                     const struct tsr_device_want *want) {
+    struct tsr_device_opt opt = {.index = c->local_rank % d->n_devices,
+                                 .dtype = want->precision == TSR_BF16 ? TSR_DT_BF16 : TSR_DT_F32,
+                                 .timeout_s = c->timeout_s,
+                                 .exact = want->exact};
+    return d->plugin->open(ctx, &opt);
+}
+
+// The devices' own transport; with TESSERA_TRANSPORT=host messages go through the host.
+static int join(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c) {
+    const char *given = getenv("TESSERA_TRANSPORT");
+    bool host = given && strcmp(given, "host") == 0;
+    if (given && !host && strcmp(given, "nccl") != 0)
+        return tsr_fail(TSR_EUSAGE, "TESSERA_TRANSPORT: expected nccl or host, found \"%s\"",
+                        given);
+    if (host)
+        return tsr_agree(ctx, c, tsr_comm_use_staged(c, ctx));
+    int rc = tsr_agree(ctx, c, d->plugin->comm_open(c, ctx));
+    if (rc < 0)
+        return tsr_fail((enum tsr_code)rc,
+                        "%s (TESSERA_TRANSPORT=host sends messages through the host instead)",
+                        tsr_error_text());
+    d->joined = true;
+    return 0;
+}
+
+// Whether all ranks have a CUDA device. Their reasons stay recorded.
+static int choose(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c,
+                  const struct tsr_device_want *want) {
+    d->plugin = NULL;
+    if (want->backend == TSR_BACKEND_CPU)
+        return 0;
+    int rc = tsr_agree(ctx, c, find_devices(&d->plugin, &d->n_devices));
+    if (rc == 0)
+        return 0;
+    bool has_object = d->plugin != NULL;
+    d->plugin = NULL;
+    if (want->backend == TSR_BACKEND_CUDA)
+        return tsr_fail_prefix(rc, "%s: cuda", want->backend_name);
+    c->culprit = 0;
+    if (want->precision == TSR_BF16)
+        return tsr_fail(TSR_EUSAGE, "%s: bf16 needs a CUDA device, and none can be had: %s",
+                        want->precision_name, tsr_error_text());
+    if (has_object && c->rank == 0)
+        tsr_info("computing on the CPU: %s", tsr_error_text());
+    return 0;
+}
+
+int tsr_device_open(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c,
+                    const struct tsr_device_want *want) {
+    *d = (struct tsr_device){0};
+    TSR_TRY(choose(d, ctx, c, want));
+    int rc = d->plugin ? open_cuda(d, ctx, c, want) : open_cpu(ctx, c, want);
+    d->open = rc == 0;
+    TSR_TRY(tsr_agree(ctx, c, rc));
+    if (d->plugin && c->rank == 0 && want->backend == TSR_BACKEND_AUTO)
+        tsr_info("computing on %s", ctx->ops->describe(ctx));
+    return d->plugin && c->world > 1 ? join(d, ctx, c) : 0;
+}
+
+void tsr_device_close(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c) {
+    if (d->joined)
+        d->plugin->comm_close(c);
+    else if (d->plugin && c->control)
+        tsr_comm_end_staged(c);
+    if (d->open)
+        ctx->ops->close(ctx);
+    *d = (struct tsr_device){0};
+}

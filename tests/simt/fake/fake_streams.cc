@@ -1,0 +1,217 @@
+// Streams, events and graphs of the simulated device: functions in queues.
+#include <algorithm>
+#include <cstring>
+#include <sched.h>
+#include "core/clock.h"
+#include "tests/simt/fake/fake_machine.h"
+#include "tests/simt/simt.h"
+
+static CUstream_st *of(cudaStream_t stream) {
+    return stream != nullptr ? stream : &fake().null_stream;
+}
+
+// Runs the stream's work in order until some of it isn't done yet; true when `number` is.
+static bool advance(CUstream_st *s, uint64_t number) {
+    while (s->done < number && !s->queue.empty() && !s->running) {
+        s->running = true; // streams may wait for each other
+        bool done = s->queue.front()();
+        s->running = false;
+        if (!done)
+            break;
+        s->queue.pop_front();
+        s->done++;
+    }
+    return s->done >= number;
+}
+
+static void advance_all() {
+    for (size_t i = 0; i < fake().streams.size(); i++)
+        advance(fake().streams[i], fake().streams[i]->asked);
+}
+
+// What this stream can't do yet may need what others have to do.
+static bool reached(CUstream_st *s, uint64_t number) {
+    if (advance(s, number))
+        return true;
+    advance_all();
+    return advance(s, number);
+}
+
+static void drain(CUstream_st *s, uint64_t number) {
+    while (!reached(s, number))
+        sched_yield();
+}
+
+static void enqueue_task(CUstream_st *s, fake_task t) {
+    s->asked++;
+    s->queue.push_back(std::move(t));
+    if (!fake().lazy && !advance(s, s->asked))
+        advance_all();
+}
+
+static void enqueue(void *stream, fake_work w) {
+    CUstream_st *s = of((cudaStream_t)stream);
+    if (s->capture != nullptr) {
+        s->capture->nodes.push_back(std::move(w));
+        return;
+    }
+    enqueue_task(s, [w = std::move(w)] {
+        fake_cuda_begin_access();
+        w();
+        fake_cuda_end_access();
+        return true;
+    });
+}
+
+// Kernels come here from the moment that the object is loaded.
+static const bool hooked = (simt::enqueue_hook = enqueue, true);
+
+void fake_cuda_enqueue(cudaStream_t stream, int (*work)(void *arg), void *arg) {
+    enqueue_task(of(stream), [=] { return work(arg) != 0; });
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+    *stream = new CUstream_st;
+    fake().streams.push_back(*stream);
+    return hooked ? cudaSuccess : cudaErrorUnknown;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int) {
+    return cudaStreamCreateWithFlags(stream, flags);
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    drain(stream, stream->asked);
+    auto &all = fake().streams;
+    all.erase(std::find(all.begin(), all.end(), stream));
+    delete stream;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    drain(of(stream), of(stream)->asked);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    if (fake().has("hang"))
+        return cudaErrorNotReady;
+    return reached(of(stream), of(stream)->asked) ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaDeviceSynchronize(void) {
+    cudaStreamSynchronize(nullptr);
+    for (size_t i = 0; i < fake().streams.size(); i++)
+        cudaStreamSynchronize(fake().streams[i]);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    *event = new CUevent_st;
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete event;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    CUstream_st *s = of(stream);
+    if (s->capture != nullptr)
+        return fake_error(cudaErrorStreamCaptureInvalidated); // orders nothing outside of the graph
+    enqueue(stream, [=] { event->at = tsr_now(); });
+    event->stream = s;
+    event->number = s->asked;
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (event->stream != nullptr)
+        drain(event->stream, event->number);
+    return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    if (fake().has("hang") && event->stream != nullptr)
+        return cudaErrorNotReady;
+    bool done = event->stream == nullptr || reached(event->stream, event->number);
+    return done ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
+    *ms = (float)((end->at - begin->at) * 1e3);
+    return cudaSuccess;
+}
+// What was recorded by now: a later record of the event doesn't count.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    CUstream_st *other = event->stream;
+    uint64_t number = event->number;
+    if (other != nullptr && other != of(stream))
+        enqueue_task(of(stream), [=] { return advance(other, number); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode) {
+    if (stream == nullptr || stream->capture != nullptr)
+        return fake_error(cudaErrorInvalidValue);
+    stream->capture = new CUgraph_st;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    *graph = stream->capture;
+    stream->capture = nullptr;
+    return *graph != nullptr ? cudaSuccess : fake_error(cudaErrorInvalidValue);
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new CUgraphExec_st{graph->nodes};
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    for (const fake_work &w : exec->nodes)
+        enqueue(stream, w);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    delete exec;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+// A copy to or from memory that isn't pinned is done when the call returns.
+static cudaError_t copy(void *dst, const void *src, size_t n_bytes, enum cudaMemcpyKind kind,
+                        cudaStream_t stream, fake_work w) {
+    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (to_device != fake_within(fake().allocated, dst, n_bytes) ||
+        from_device != fake_within(fake().allocated, src, n_bytes))
+        return fake_error(cudaErrorInvalidValue);
+    bool pinned = (to_device || fake_within(fake().pinned, dst, n_bytes)) &&
+                  (from_device || fake_within(fake().pinned, src, n_bytes));
+    if (!pinned && of(stream)->capture != nullptr)
+        return fake_error(cudaErrorStreamCaptureInvalidated);
+    enqueue(stream, std::move(w));
+    return pinned ? cudaSuccess : cudaStreamSynchronize(stream);
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+    return copy(dst, src, n_bytes, kind, stream, [=] { memmove(dst, src, n_bytes); });
+}
+cudaError_t cudaMemcpy(void *dst, const void *src, size_t n_bytes, enum cudaMemcpyKind kind) {
+    cudaError_t rc = cudaMemcpyAsync(dst, src, n_bytes, kind, nullptr);
+    return rc != cudaSuccess ? rc : cudaStreamSynchronize(nullptr);
+}
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                              size_t width, size_t height, enum cudaMemcpyKind kind,
+                              cudaStream_t stream) {
+    if (height == 0)
+        return cudaSuccess;
+    return copy(dst, src, (height - 1) * std::max(dst_pitch, src_pitch) + width, kind, stream, [=] {
+        for (size_t i = 0; i < height; i++)
+            memmove((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
+    });
+}
+cudaError_t cudaMemsetAsync(void *p, int value, size_t n_bytes, cudaStream_t stream) {
+    if (!fake_within(fake().allocated, p, n_bytes))
+        return fake_error(cudaErrorInvalidValue);
+    enqueue(stream, [=] { memset(p, value, n_bytes); });
+    return cudaSuccess;
+}
+cudaError_t cudaMemset(void *p, int value, size_t n_bytes) {
+    cudaError_t rc = cudaMemsetAsync(p, value, n_bytes, nullptr);
+    return rc != cudaSuccess ? rc : cudaStreamSynchronize(nullptr);
+}
