@@ -139,8 +139,9 @@ struct tsr_checkpoint_source {
 
 // For processes that can read each other's memory: all of them give the same sources in the same
 // order, which are cut into n_shares nearly equal shares of consecutive ranges. This process writes
-// those that `next` gives it, in ascending order, until that is n_shares or more; each must be given
-// to one process. A negative code of it ends the writing and is returned. In the order of the files.
+// those that `next` gives it, in ascending order, until that is n_shares or more; each must be
+// given to one process. A negative code of it ends the writing and is returned. In the order of the
+// files.
 typedef int (*tsr_share_fn)(void *arg);
 int tsr_checkpoint_write_shares(struct tsr_checkpoint *c,
                                 const struct tsr_checkpoint_source *sources, int n, int n_shares,

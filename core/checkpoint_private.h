@@ -41,8 +41,8 @@ struct tsr_ckpt_io;
 
 // An open file of the temporary directory.
 struct tsr_ckpt_sink {
-    int fd;     // or -1: not open
-    int direct; // the same file with O_DIRECT, or -1
+    int fd;              // or -1: not open
+    int direct;          // the same file with O_DIRECT, or -1
     atomic_bool refused; // a direct write was: it turned out not to be supported
     char path[TSR_PATH_MAX];
 };

@@ -27,7 +27,7 @@ struct tsr_stretch {
     uint64_t offset; // a multiple of the page
     size_t n_bytes;  // that the file has from there on: any number
     char *to;        // on a page's border
-    // the reader's own
+    // the fetcher's own
     bool done;
     int rc;
     struct tsr_stretch *next;

@@ -58,7 +58,7 @@ struct tsr_st_file {
     char *path;
     int fd;
     const struct tsr_st_source *source; // NULL: the file
-    uint64_t data_offset; // of the data section in the file
+    uint64_t data_offset;               // of the data section in the file
     uint64_t data_size;
     struct tsr_st_entry *entries; // sorted by name
     int n;

@@ -19,11 +19,11 @@ enum {
 struct tsr_read_ahead {
     struct tsr_ahead_opt opt;
     struct tsr_st_source source;
-    struct tsr_fetch_file *direct;   // (n_files)
+    struct tsr_fetch_file *direct;    // (n_files)
     struct tsr_checkpoint_digests *d; // or NULL
     struct tsr_ahead_plan plan;       // of this host
     struct tsr_host_memory memory;    // of each rank: what it needs, then its slots
-    struct tsr_fetcher *reader;
+    struct tsr_fetcher *fetcher;
     struct tsr_stretch mine[SLOTS]; // of rounds, in turns
     XXH3_state_t *hash;             // of the range that this rank digests
     int64_t n_rounds, round;        // of the world; the one that is there now, -1: none
@@ -66,7 +66,7 @@ static void begin_round(struct tsr_read_ahead *a, int64_t round) {
                               .offset = x->offset,
                               .n_bytes = x->n_bytes,
                               .to = slot(a, a->memory.mine, round)};
-    tsr_fetch_submit(a->reader, s);
+    tsr_fetch_submit(a->fetcher, s);
 }
 
 static int check_digest(const struct tsr_read_ahead *a, const struct tsr_ahead_piece *x) {
@@ -102,7 +102,7 @@ static void advance(struct tsr_read_ahead *a) {
     struct tsr_comm *c = a->opt.comm;
     const int64_t next = a->round + 1;
     if (piece_of(a, a->memory.mine, next))
-        note(a, tsr_fetch_wait(a->reader, &a->mine[next % SLOTS]));
+        note(a, tsr_fetch_wait(a->fetcher, &a->mine[next % SLOTS]));
     if (a->meet && !a->broken) {
         int rc = c->control->barrier(a->opt.ctx, c, &c->world_group, "reading files", c->timeout_s);
         a->broken = rc < 0;
@@ -204,7 +204,7 @@ static int prepare(struct tsr_read_ahead *a) {
         TSR_TRY(tsr_checkpoint_digests_open(&a->d, a->opt.verify));
     }
     TSR_TRY(tsr_ahead_plan_open(&a->plan, &a->opt, a->d));
-    return tsr_fetch_open(&a->reader);
+    return tsr_fetch_open(&a->fetcher);
 }
 
 // What the ranks of this host need together becomes the plan; how many rounds the longest has.
@@ -225,7 +225,7 @@ static int plan_rounds(struct tsr_read_ahead *a) {
 }
 
 static void free_all(struct tsr_read_ahead *a) {
-    tsr_fetch_close(a->reader); // before the memory: its threads write to it
+    tsr_fetch_close(a->fetcher); // before the memory: its threads write to it
     for (int i = 0; i < a->opt.n_files; i++) {
         a->opt.files[i].f->source = NULL;
         if (a->direct)

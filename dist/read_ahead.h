@@ -2,8 +2,8 @@
 // past the page cache, into memory that all of them see, in the files' order, ahead of those who
 // copy from it. A checkpoint's ranges are digested on the way.
 //
-// The files are cut into pieces of at most 4 MiB, and read in rounds: in each, every rank of the host
-// reads the next one. The ranks meet once a round.
+// The files are cut into pieces of at most 4 MiB, and read in rounds: in each, every rank of the
+// host reads the next one. The ranks meet once a round.
 #ifndef TSR_DIST_READ_AHEAD_H
 #define TSR_DIST_READ_AHEAD_H
 

@@ -92,8 +92,8 @@ static int add_piece(struct tsr_ahead_plan *p, struct tsr_ahead_piece x) {
 static int add_run(struct tsr_ahead_plan *p, int file, uint64_t at, uint64_t end, int64_t range) {
     for (uint64_t x = at; x < end; x += TSR_AHEAD_PIECE) {
         const uint64_t left = end - x, n = left < TSR_AHEAD_PIECE ? left : TSR_AHEAD_PIECE;
-        TSR_TRY(add_piece(p, (struct tsr_ahead_piece){file, x, (size_t)n, range, x == at,
-                                                      n == left}));
+        TSR_TRY(
+            add_piece(p, (struct tsr_ahead_piece){file, x, (size_t)n, range, x == at, n == left}));
     }
     return 0;
 }

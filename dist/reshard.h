@@ -1,6 +1,7 @@
-// What each rank of a layout reads when it starts from a checkpoint, whatever layout wrote it. The
-// same net as a run's is opened, on a device that only reserves address space, and asked for what
-// dist/store.h would read into it.
+// What each rank of a layout reads when it starts from a checkpoint, whatever layout wrote it, and
+// when it is alone on its host: ranks of one host read large files together (dist/read_ahead.h).
+// The same net as a run's is opened, on a device that only reserves address space, and asked for
+// what dist/store.h would read into it.
 #ifndef TSR_DIST_RESHARD_H
 #define TSR_DIST_RESHARD_H
 

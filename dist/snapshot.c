@@ -7,7 +7,10 @@
 #include "dist/host_memory.h"
 #include "dist/leaves.h"
 
-enum { SHARES = 16 }; // of each rank of this host, when there are several
+enum {
+    SHARES = 16,             // of each rank of this host, when there are several
+    LEAST_SHARED = 64 << 20, // bytes on one host below which each has one
+};
 
 // Consecutive rows of a parameter that this rank owns, and where they lie in the buffer.
 struct owned {
@@ -290,9 +293,22 @@ static int find_sources(const struct tsr_snapshot *s, struct tsr_checkpoint_sour
     return 0;
 }
 
-// A rank that is late with a save that has failed elsewhere gets none of the next one's.
+struct dealing {
+    const struct tsr_snapshot *s;
+    int n_shares, n_taken;
+};
+
+// What is small is dealt out beforehand: then each rank has something to write, and always the
+// same.
+static int own_share(void *arg) {
+    struct dealing *d = arg;
+    return d->n_taken++ == 0 ? d->s->memory.mine : d->n_shares;
+}
+
+// A rank that is faster than another takes more: the save is done when the last one is. One that is
+// late with a save that has failed elsewhere gets none of the next one's.
 static int next_share(void *arg) {
-    const struct tsr_snapshot *s = arg;
+    const struct tsr_snapshot *s = ((struct dealing *)arg)->s;
     uint64_t seen = atomic_load(s->memory.counter);
     do
         if (seen < counter_of(s, 0) || seen >= counter_of(s, INT32_MAX))
@@ -303,11 +319,15 @@ static int next_share(void *arg) {
 
 int tsr_snapshot_write(const struct tsr_snapshot *s, struct tsr_checkpoint *c) {
     struct tsr_checkpoint_source *sources;
+    size_t n_bytes = 0;
     int n;
     TSR_TRY(find_sources(s, &sources, &n));
-    // A rank that is faster than another takes more of them: the save is done when the last one is.
-    const int n_shares = s->memory.n == 1 ? 1 : s->memory.n * SHARES;
-    int rc = tsr_checkpoint_write_shares(c, sources, n, n_shares, next_share, (void *)(uintptr_t)s);
+    for (int i = 0; i < s->memory.n; i++)
+        n_bytes += s->memory.n_bytes[i];
+    const bool small = s->memory.n == 1 || n_bytes < LEAST_SHARED;
+    struct dealing d = {s, s->memory.n * (small ? 1 : SHARES), 0};
+    int rc =
+        tsr_checkpoint_write_shares(c, sources, n, d.n_shares, small ? own_share : next_share, &d);
     free(sources);
     return rc;
 }

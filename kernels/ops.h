@@ -291,9 +291,9 @@ struct tsr_ops {
     int (*sample)(struct tsr_ctx *, int32_t *next, const float *logits,
                   const struct tsr_sampling *s, const uint64_t *index, int rows, int64_t v);
 
-    // sums[b] = sum of squares, in double, of rows [bounds[b], bounds[b+1]) x cols of g with leading
-    // dimension ld: each row with a virtual vector of 16 lanes, the rows' sums added in order.
-    // sums is the device's.
+    // sums[b] = sum of squares, in double, of rows [bounds[b], bounds[b+1]) x cols of g with
+    // leading dimension ld: each row with a virtual vector of 16 lanes, the rows' sums added in
+    // order. sums is the device's.
     int (*sumsq)(struct tsr_ctx *, double *sums, const float *g, ptrdiff_t ld,
                  const int64_t *bounds, int n_blocks, int64_t cols);
     // torch.optim.AdamW's update (Loshchilov and Hutter 2019, Algorithm 2) of rows x cols. copy:

@@ -93,8 +93,13 @@ static int run(struct tsr_job *j, const struct arguments *a) {
 }
 
 int tsr_bench_ops(int argc, char **argv) {
-    struct arguments a = {
-        .preset = "smollm2-135m", .device = "auto", .dtype = "fp32", .want = {.exact = true}, .tokens = 1024, .seq_len = 1024, .seconds = 0.5};
+    struct arguments a = {.preset = "smollm2-135m",
+                          .device = "auto",
+                          .dtype = "fp32",
+                          .want = {.exact = true},
+                          .tokens = 1024,
+                          .seq_len = 1024,
+                          .seconds = 0.5};
     struct tsr_job j;
     const char *args[1];
     int n_args;

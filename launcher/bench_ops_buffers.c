@@ -89,12 +89,11 @@ static int fill_host(struct tsr_bench_ops *b) {
     b->segs = calloc((size_t)b->n_segs, sizeof *b->segs);
     b->rows = calloc((size_t)b->n_segs, sizeof *b->rows);
     b->slots = calloc((size_t)n_kv, sizeof *b->slots);
-    b->cache = (struct tsr_kv_cache){
-        .k = b->k,
-        .v = b->v,
-        .blocks = blocks,
-        .block_tokens = TSR_BENCH_BLOCK,
-        .n_blocks = n_blocks};
+    b->cache = (struct tsr_kv_cache){.k = b->k,
+                                     .v = b->v,
+                                     .blocks = blocks,
+                                     .block_tokens = TSR_BENCH_BLOCK,
+                                     .n_blocks = n_blocks};
     if (!blocks || !b->segs || !b->rows || !b->slots)
         return tsr_fail(TSR_ENOMEM, "no memory for the batch");
     for (int i = 0; i < n_blocks; i++)

@@ -1,10 +1,12 @@
 // `tessera train`: a rank when mpirun or a supervisor started it, else the supervisor.
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include "core/error.h"
 #include "dist/comm.h"
 #include "launcher/attach.h"
 #include "launcher/commands.h"
+#include "launcher/device.h"
 #include "launcher/options.h"
 #include "launcher/supervise.h"
 #include "launcher/supervise_spawn.h"
@@ -24,7 +26,11 @@ static int supervise(const char *command, struct tsr_supervise_opt *opt) {
     int rc = tsr_run_load(&r, opt->run_file, opt->overrides, opt->n_overrides);
     if (rc < 0)
         return tsr_report(command, rc);
-    rc = tsr_job_load_model(&m, &r);
+    struct tsr_device_want want = tsr_device_of_run(&r);
+    bool here = !opt->hosts && !getenv("SLURM_JOB_NODELIST"); // else other hosts' devices count
+    rc = here ? tsr_device_check(&want) : 0;
+    if (rc == 0)
+        rc = tsr_job_load_model(&m, &r);
     int code = rc < 0 ? tsr_report(command, rc) : 0;
     if (rc == 0) {
         opt->run = &r;

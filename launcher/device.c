@@ -104,10 +104,21 @@ static int join(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c) {
     return 0;
 }
 
-// Whether all ranks have a CUDA device. Their reasons stay recorded.
+// The sentence for a CUDA device that can't be had; 0 when the CPU does as well.
+static int refuse(const struct tsr_device_want *want, int rc) {
+    if (want->backend == TSR_BACKEND_CUDA)
+        return tsr_fail_prefix(rc, "%s: cuda", want->backend_name);
+    if (want->precision == TSR_BF16)
+        return tsr_fail(TSR_EUSAGE,
+                        "%s: bf16 needs a CUDA device (the CPU computes in fp32), and none can be "
+                        "had: %s",
+                        want->precision_name, tsr_error_text());
+    return 0;
+}
+
+// Whether all ranks have a CUDA device.
 static int choose(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c,
                   const struct tsr_device_want *want) {
-    d->plugin = NULL;
     if (want->backend == TSR_BACKEND_CPU)
         return 0;
     int rc = tsr_agree(ctx, c, find_devices(&d->plugin, &d->n_devices));
@@ -115,15 +126,30 @@ static int choose(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c,
         return 0;
     bool has_object = d->plugin != NULL;
     d->plugin = NULL;
-    if (want->backend == TSR_BACKEND_CUDA)
-        return tsr_fail_prefix(rc, "%s: cuda", want->backend_name);
+    TSR_TRY(refuse(want, rc));
     c->culprit = 0;
-    if (want->precision == TSR_BF16)
-        return tsr_fail(TSR_EUSAGE, "%s: bf16 needs a CUDA device, and none can be had: %s",
-                        want->precision_name, tsr_error_text());
-    if (has_object && c->rank == 0)
-        tsr_info("computing on the CPU: %s", tsr_error_text());
+    if (c->rank == 0)
+        tsr_log(has_object ? TSR_LOG_INFO : TSR_LOG_DEBUG, "computing on the CPU: %s",
+                tsr_error_text());
     return 0;
+}
+
+struct tsr_device_want tsr_device_of_run(const struct tsr_run *r) {
+    return (struct tsr_device_want){.backend = r->device.backend,
+                                    .precision = r->train.precision,
+                                    .exact = r->parallel.exact,
+                                    .threads = r->device.threads,
+                                    .backend_name = "device.backend",
+                                    .precision_name = "train.precision"};
+}
+
+int tsr_device_check(const struct tsr_device_want *want) {
+    const struct tsr_plugin *plugin = NULL;
+    int n_devices;
+    bool needs = want->backend == TSR_BACKEND_CUDA ||
+                 (want->backend == TSR_BACKEND_AUTO && want->precision == TSR_BF16);
+    int rc = needs ? find_devices(&plugin, &n_devices) : 0;
+    return rc < 0 ? refuse(want, rc) : 0;
 }
 
 int tsr_device_open(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c,

@@ -29,6 +29,12 @@ int tsr_device_open(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *
 // After the groups of `c` are closed; c->ops is the host's table again.
 void tsr_device_close(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c);
 
+// What a run asks for.
+struct tsr_device_want tsr_device_of_run(const struct tsr_run *r);
+// Whether this process could open such a device, as far as can be told without opening it: for who
+// starts the ranks on this host. TSR_EUSAGE.
+int tsr_device_check(const struct tsr_device_want *want);
+
 // Where the object is: TESSERA_CUDA_OBJECT, or beside this program, or in ../lib. TSR_EUSAGE names
 // the places.
 int tsr_device_object(char path[static TSR_PATH_MAX]);

@@ -22,13 +22,7 @@ int tsr_job_open(struct tsr_job *j, const char *command) {
 }
 
 int tsr_job_device(struct tsr_job *j) {
-    const struct tsr_run *r = &j->run;
-    struct tsr_device_want want = {.backend = r->device.backend,
-                                   .precision = r->train.precision,
-                                   .exact = r->parallel.exact,
-                                   .threads = r->device.threads,
-                                   .backend_name = "device.backend",
-                                   .precision_name = "train.precision"};
+    struct tsr_device_want want = tsr_device_of_run(&j->run);
     return tsr_device_open(&j->device, &j->ctx, &j->comm, &want);
 }
 

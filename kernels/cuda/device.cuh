@@ -22,9 +22,8 @@ template <class... P, class... A>
 int launch_kernel(const char *name, void (*kernel)(P...), dim3 grid, int threads,
                   size_t shared_bytes, void *stream, A... args) {
 #ifdef TSR_SIMT
-    simt::enqueue(stream, [=] {
-        simt::launch(name, grid, threads, shared_bytes, [=] { kernel(args...); });
-    });
+    simt::enqueue(
+        stream, [=] { simt::launch(name, grid, threads, shared_bytes, [=] { kernel(args...); }); });
     return 0;
 #else
     cudaError_t rc = cudaSuccess;

@@ -204,7 +204,8 @@ static void open_ranges(struct bench *b, const struct tsr_save_plan *plan, struc
         must(b, tsr_fail(TSR_ENOMEM, "no memory"));
 }
 
-static double save(struct bench *b) {
+static double save(struct bench *b, int unused) {
+    (void)unused;
     struct tsr_state state = {.step = 1,
                               .virtual_shards = b->net.mesh.V,
                               .virtual_replicas = b->net.mesh.W,
@@ -260,31 +261,20 @@ static double save(struct bench *b) {
 
 // ---- load
 
-// From the disk: what of the checkpoint is in memory is dropped first.
-static void drop_cache(struct bench *b, const char *dir) {
-    char command[TSR_PATH_MAX + 128];
-    snprintf(command, sizeof command,
-             "find '%s' -type f -exec dd if={} iflag=nocache count=0 status=none ';'", dir);
-    if (first(b) && system(command) != 0)
-        must(b, tsr_fail(TSR_EIO, "cannot drop the cache of %s", dir));
-    barrier(b);
-}
-
-static double load(struct bench *b, bool verify) {
+// What is loaded is what was saved: nothing of it is in memory before.
+static double load(struct bench *b, int verify) {
     char dir[TSR_PATH_MAX];
+    const uint64_t before = state_hash(&b->net);
     must(b, tsr_checkpoint_path(dir, b->run_dir, 1));
-    drop_cache(b, dir);
+    state_spoil(&b->net);
+    if (first(b))
+        must(b, plain_drop_cache(dir));
+    barrier(b);
     double begun = tsr_now();
     if (verify)
         must(b, tsr_store_verify(&b->net, dir));
     must(b, tsr_store_load_checkpoint(&b->net, dir, verify));
-    return slowest(b, tsr_now() - begun);
-}
-
-static double load_spoiled(struct bench *b, bool verify) {
-    const uint64_t before = state_hash(&b->net);
-    state_spoil(&b->net);
-    double seconds = load(b, verify);
+    double seconds = slowest(b, tsr_now() - begun);
     if (state_hash(&b->net) != before)
         must(b, tsr_fail(TSR_EDATA, "what was loaded isn't what was saved"));
     return seconds;
@@ -318,21 +308,6 @@ static void open_bench(struct bench *b, int argc, char **argv) {
     must(b, tsr_path_join(b->plain, argv[1], "bench-save-plain"));
     if (first(b))
         printf("%s, tp %d pp %d dp %d\n", preset, tp, pp, dp);
-}
-
-static double save_direct(struct bench *b, int unused) {
-    (void)unused;
-    return save(b);
-}
-
-static double load_alone(struct bench *b, int unused) {
-    (void)unused;
-    return load_spoiled(b, false);
-}
-
-static double load_verified(struct bench *b, int unused) {
-    (void)unused;
-    return load_spoiled(b, true);
 }
 
 struct contender {
@@ -390,14 +365,14 @@ static void compare(struct bench *b, const struct contender *c, int n) {
 static void run(struct bench *b) {
     static const struct contender writers[] = {{"plain write, page cache", write_plain, 0},
                                                {"plain write, O_DIRECT", write_plain, O_DIRECT},
-                                               {"save", save_direct, 0}};
+                                               {"save", save, 0}};
     static const struct contender readers[] = {{"plain read, page cache", read_plain, 0},
                                                {"plain read, O_DIRECT", read_plain, O_DIRECT},
-                                               {"load", load_alone, 0},
-                                               {"verify and load", load_verified, 0}};
+                                               {"load", load, false},
+                                               {"verify and load", load, true}};
     compare_stall(b);
     free(b->copy);
-    save(b); // how large a checkpoint is
+    save(b, 0); // how large a checkpoint is
     compare(b, writers, 3);
     compare(b, readers, 4);
 }

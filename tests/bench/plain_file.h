@@ -54,4 +54,12 @@ static inline int plain_read(const char *path, uint64_t n_bytes, int flags, doub
     return rc;
 }
 
+// What of a folder's files is in memory is dropped: the next who reads them reads the disk.
+static inline int plain_drop_cache(const char *dir) {
+    char command[TSR_PATH_MAX + 128];
+    snprintf(command, sizeof command,
+             "find '%s' -type f -exec dd if={} iflag=nocache count=0 status=none ';'", dir);
+    return system(command) == 0 ? 0 : tsr_fail(TSR_EIO, "cannot drop the cache of %s", dir);
+}
+
 #endif

@@ -124,7 +124,7 @@ static void both_ways(struct fixture *f, struct tsr_group *g) {
         in[i] = device_bytes(f, N, -1, i);
         out[i] = device_bytes(f, N, g->rank, i);
     }
-    for (int i = 1; i >= 0; i--) // what `peer` calls its other neighbour is tagged so
+    for (int i = 0; i < 2; i++) // to its other neighbour the peer sends with the other tag
         CHECK_OK(f, o->recv(&f->ctx, &f->c, g, in[i], N, peer[i], 1 - i, &recv[i]));
     for (int i = 0; i < 2; i++)
         CHECK_OK(f, o->send(&f->ctx, &f->c, g, out[i], N, peer[i], i, &send[i]));

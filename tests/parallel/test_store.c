@@ -230,7 +230,9 @@ static void test_damage(void **state) {
     static const struct {
         const char *file;
         int64_t at;
-    } places[] = {{model, 9}, {model, 12345678}, {"optimizer/m-00001-of-00001.safetensors", -1},
+    } places[] = {{model, 9},
+                  {model, 12345678},
+                  {"optimizer/m-00001-of-00001.safetensors", -1},
                   {"optimizer/v-00001-of-00001.safetensors", 17 << 20}};
     start(llama, TSR_DT_F32, 0);
     tsr_log_level(TSR_LOG_ERROR); // each fall-back is a warning
@@ -264,8 +266,8 @@ static void test_unread_files(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),  cmocka_unit_test(test_gpt2),
-        cmocka_unit_test(test_master), cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_llama),        cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_master),       cmocka_unit_test(test_damage),
         cmocka_unit_test(test_unread_files),
     };
     if (tsr_comm_open_mpi(&comm, &argc, &argv, &progress) < 0)

@@ -9,6 +9,7 @@
 //   no-pin                                         cudaHostRegister fails
 //   hang                                           a stream never ends
 //   lazy                                           work runs only when somebody waits for it
+//   late                                           that of the first stream does
 //   strict                                         a host that touches device memory is stopped
 #ifndef TSR_TESTS_SIMT_FAKE_CUDA_RUNTIME_API_H
 #define TSR_TESTS_SIMT_FAKE_CUDA_RUNTIME_API_H

@@ -22,6 +22,7 @@ fake_machine::fake_machine() {
         n_devices = atoi(words["devices"].c_str());
     strict = has("strict");
     lazy = has("lazy");
+    late = has("late");
 }
 
 fake_machine &fake() {

@@ -36,7 +36,7 @@ struct CUevent_st {
 
 struct fake_machine {
     std::map<std::string, std::string> words; // of the environment
-    bool strict, lazy;
+    bool strict, lazy, late;
     size_t memory = (size_t)4 << 30, used = 0;
     int n_devices = 1, device = 0;
     cudaError_t last = cudaSuccess;

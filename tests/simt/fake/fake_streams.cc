@@ -24,16 +24,22 @@ static bool advance(CUstream_st *s, uint64_t number) {
     return s->done >= number;
 }
 
-static void advance_all() {
+// Whether the stream's work runs only when somebody waits for it.
+static bool is_lazy(const CUstream_st *s) {
+    return fake().lazy || (fake().late && s == fake().streams.front());
+}
+
+static void advance_all(bool lazy_ones) {
     for (size_t i = 0; i < fake().streams.size(); i++)
-        advance(fake().streams[i], fake().streams[i]->asked);
+        if (lazy_ones || !is_lazy(fake().streams[i]))
+            advance(fake().streams[i], fake().streams[i]->asked);
 }
 
 // What this stream can't do yet may need what others have to do.
 static bool reached(CUstream_st *s, uint64_t number) {
     if (advance(s, number))
         return true;
-    advance_all();
+    advance_all(true);
     return advance(s, number);
 }
 
@@ -45,8 +51,8 @@ static void drain(CUstream_st *s, uint64_t number) {
 static void enqueue_task(CUstream_st *s, fake_task t) {
     s->asked++;
     s->queue.push_back(std::move(t));
-    if (!fake().lazy && !advance(s, s->asked))
-        advance_all();
+    if (!is_lazy(s) && !advance(s, s->asked))
+        advance_all(false);
 }
 
 static void enqueue(void *stream, fake_work w) {
