@@ -161,6 +161,11 @@ static bool has_failed(struct tsr_super *s) {
     return s->failed;
 }
 
+// Whether a rank that ended with this code has said why: it is one of ours.
+static bool explained(int code) {
+    return code == 0 || (code >= 2 && code <= TSR_EXIT_INTERRUPTED) || code == TSR_EXIT_BUG;
+}
+
 // One line that names the culprit. Ranks die with mpirun: then it isn't the rank that the
 // coordinator missed first.
 static void tell_cause(struct tsr_super *s) {
@@ -174,7 +179,7 @@ static void tell_cause(struct tsr_super *s) {
                  strsignal(WTERMSIG(r->status)));
     else if (s->failed)
         tsr_warn("%s", s->cause);
-    else if (!s->joined && r->ended && tsr_process_code(r) != 0)
+    else if (!s->joined && r->ended && !explained(tsr_process_code(r)))
         tsr_warn("the ranks ended before one of them reached the coordinator");
 }
 
