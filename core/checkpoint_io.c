@@ -149,7 +149,7 @@ int tsr_ckpt_io_open(struct tsr_ckpt_io **out) {
         return tsr_fail(TSR_ENOMEM, "no memory to write a checkpoint");
     pthread_mutex_init(&io->lock, NULL);
     pthread_cond_init(&io->changed, NULL);
-    io->memory = aligned_alloc(TSR_CKPT_PAGE, (size_t)TSR_CKPT_N_BUFFERS * TSR_CKPT_BUFFER);
+    io->memory = tsr_io_memory((size_t)TSR_CKPT_N_BUFFERS * TSR_CKPT_BUFFER);
     int err = io->memory ? 0 : ENOMEM;
     for (int i = 0; err == 0 && i < TSR_CKPT_N_BUFFERS; i++)
         io->free[io->n_free++] = io->memory + (size_t)i * TSR_CKPT_BUFFER;

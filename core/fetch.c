@@ -10,13 +10,19 @@
 #include "core/io.h"
 
 enum {
-    N_THREADS = 2,
+    N_THREADS = 3,
     AT_ONCE = 2 << 20, // bytes of one call
     MAX_ERROR = 1024,
 };
 
+struct worker {
+    struct tsr_fetcher *r;
+    pthread_t thread;
+    char *stage; // (AT_ONCE) or NULL
+};
+
 struct tsr_fetcher {
-    pthread_t threads[N_THREADS];
+    struct worker workers[N_THREADS];
     int n_threads;
     pthread_mutex_t lock;
     pthread_cond_t wanted, finished;
@@ -86,10 +92,12 @@ static int read_part(const struct tsr_fetch_file *f, char *to, uint64_t offset, 
     return tsr_pread_all(f->fd, to + done, n - done, offset + done, f->path);
 }
 
-static int read_stretch(const struct tsr_stretch *s) {
+static int read_stretch(const struct tsr_stretch *s, char *stage) {
     for (size_t at = 0; at < s->n_bytes; at += AT_ONCE) {
         size_t n = s->n_bytes - at < AT_ONCE ? s->n_bytes - at : AT_ONCE;
-        TSR_TRY(read_part(s->file, s->to + at, s->offset + at, n));
+        TSR_TRY(read_part(s->file, stage ? stage : s->to + at, s->offset + at, n));
+        if (stage)
+            memcpy(s->to + at, stage, n);
     }
     return 0;
 }
@@ -97,7 +105,8 @@ static int read_stretch(const struct tsr_stretch *s) {
 // ---- the threads
 
 static void *run(void *arg) {
-    struct tsr_fetcher *r = arg;
+    const struct worker *w = arg;
+    struct tsr_fetcher *r = w->r;
     pthread_mutex_lock(&r->lock);
     for (;;) {
         while (!r->first && !r->stop)
@@ -109,7 +118,7 @@ static void *run(void *arg) {
         if (!r->first)
             r->last = &r->first;
         pthread_mutex_unlock(&r->lock);
-        int rc = read_stretch(s);
+        int rc = read_stretch(s, w->stage);
         pthread_mutex_lock(&r->lock);
         if (rc < 0 && !r->failed) {
             r->failed = true;
@@ -123,7 +132,7 @@ static void *run(void *arg) {
     return NULL;
 }
 
-int tsr_fetch_open(struct tsr_fetcher **out) {
+int tsr_fetch_open(struct tsr_fetcher **out, bool staged) {
     struct tsr_fetcher *r = calloc(1, sizeof *r);
     int err = r ? 0 : ENOMEM;
     if (r) {
@@ -133,7 +142,9 @@ int tsr_fetch_open(struct tsr_fetcher **out) {
         pthread_cond_init(&r->finished, NULL);
     }
     for (int i = 0; err == 0 && i < N_THREADS; i++) {
-        err = pthread_create(&r->threads[i], NULL, run, r);
+        struct worker *w = &r->workers[i];
+        *w = (struct worker){.r = r, .stage = staged ? tsr_io_memory(AT_ONCE) : NULL};
+        err = staged && !w->stage ? ENOMEM : pthread_create(&w->thread, NULL, run, w);
         r->n_threads += err == 0;
     }
     if (err != 0) {
@@ -152,7 +163,9 @@ void tsr_fetch_close(struct tsr_fetcher *r) {
     pthread_cond_broadcast(&r->wanted);
     pthread_mutex_unlock(&r->lock);
     for (int i = 0; i < r->n_threads; i++)
-        pthread_join(r->threads[i], NULL);
+        pthread_join(r->workers[i].thread, NULL);
+    for (int i = 0; i < N_THREADS; i++)
+        free(r->workers[i].stage);
     pthread_cond_destroy(&r->finished);
     pthread_cond_destroy(&r->wanted);
     pthread_mutex_destroy(&r->lock);

@@ -1,5 +1,5 @@
 // Large stretches of files into memory in the background: past the page cache where the file system
-// can, two at a time.
+// can, several at a time.
 #ifndef TSR_CORE_FETCH_H
 #define TSR_CORE_FETCH_H
 
@@ -35,8 +35,10 @@ struct tsr_stretch {
 
 struct tsr_fetcher;
 
-// Threads that read: two, so that the disk has the next stretch when one is done. TSR_ENOMEM.
-int tsr_fetch_open(struct tsr_fetcher **out);
+// Threads that read, so that the disk has the next stretch when one is done. `staged`: what is to
+// be filled is not on huge pages; reading into some that are (tsr_io_memory) and copying is faster.
+// TSR_ENOMEM.
+int tsr_fetch_open(struct tsr_fetcher **out, bool staged);
 // Stretches that nobody has begun are dropped. NULL is fine.
 void tsr_fetch_close(struct tsr_fetcher *r);
 // Stretches are begun in the order in which they are given.

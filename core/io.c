@@ -5,7 +5,9 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -141,6 +143,14 @@ int tsr_fsync_path(const char *path) {
     if (rc < 0 && !(dir && err == EINVAL)) // some network file systems cannot sync a folder
         return tsr_fail_errno(err, "cannot sync", path);
     return 0;
+}
+
+void *tsr_io_memory(size_t n_bytes) {
+    const size_t huge = (size_t)2 << 20, n = (n_bytes / huge + 1) * huge;
+    void *p = n_bytes < n ? aligned_alloc(huge, n) : NULL;
+    if (p)
+        madvise(p, n, MADV_HUGEPAGE); // advice only
+    return p;
 }
 
 // A fresh file beside `path`; the name is unlike that of any other process or host.

@@ -34,6 +34,11 @@ int tsr_write_all(int fd, const void *buf, size_t n_bytes, const char *path);
 int tsr_pwrite_all(int fd, const void *buf, size_t n_bytes, uint64_t offset, const char *path);
 int tsr_pread_all(int fd, void *buf, size_t n_bytes, uint64_t offset, const char *path);
 
+// Memory for large transfers past the page cache, on huge pages where the system has them: a disk
+// takes one long piece in fewer requests than many scattered pages, which is up to three times as
+// fast. NULL: out of memory. Freed by free().
+void *tsr_io_memory(size_t n_bytes);
+
 // Writes a temporary file beside `path`, fsyncs, renames over `path`, fsyncs the folder.
 int tsr_write_file_durable(const char *path, const void *buf, size_t n_bytes);
 int tsr_fsync_path(const char *path); // a file or a folder

@@ -203,8 +203,7 @@ static int prepare(struct tsr_read_ahead *a) {
             return tsr_fail(TSR_ENOMEM, "no memory to read files");
         TSR_TRY(tsr_checkpoint_digests_open(&a->d, a->opt.verify));
     }
-    TSR_TRY(tsr_ahead_plan_open(&a->plan, &a->opt, a->d));
-    return tsr_fetch_open(&a->fetcher);
+    return tsr_ahead_plan_open(&a->plan, &a->opt, a->d);
 }
 
 // What the ranks of this host need together becomes the plan; how many rounds the longest has.
@@ -214,6 +213,8 @@ static int plan_rounds(struct tsr_read_ahead *a) {
     int rc = c->control->barrier(a->opt.ctx, c, &c->world_group, "reading files", c->timeout_s);
     if (rc == 0)
         rc = tsr_ahead_plan_make(&a->plan, a->memory.at, a->memory.n);
+    if (rc == 0)
+        rc = tsr_fetch_open(&a->fetcher, a->memory.shared);
     TSR_TRY(tsr_agree(a->opt.ctx, c, rc));
     const int64_t rounds = (a->plan.n_pieces + a->memory.n - 1) / a->memory.n;
     float most[2] = {(float)rounds, (float)a->memory.n};

@@ -15,7 +15,7 @@ enum { PLAIN_BLOCK = 4 << 20 };
 
 static inline int plain_move(int fd, const char *path, uint64_t n_bytes, bool writes,
                              double *seconds) {
-    char *block = aligned_alloc(4096, PLAIN_BLOCK);
+    char *block = tsr_io_memory(PLAIN_BLOCK); // scattered pages would make the disk look slow
     if (!block)
         return tsr_fail(TSR_ENOMEM, "no memory");
     memset(block, 1, PLAIN_BLOCK);

@@ -94,14 +94,14 @@ static int fill_stretches(struct tsr_stretch s[static N], const struct tsr_fetch
     return n;
 }
 
-static int fetch_all(bool buffered) {
+static int fetch_once(bool buffered, bool staged) {
     struct tsr_fetch_file f;
     struct tsr_fetcher *r;
     struct tsr_stretch s[N];
     int rc = 0;
     memset(memory, 0x55, (size_t)N * ROOM);
     expect_ok(tsr_fetch_file_open(&f, path, buffered));
-    expect_ok(tsr_fetch_open(&r));
+    expect_ok(tsr_fetch_open(&r, staged));
     const int n = fill_stretches(s, &f);
     for (int i = 0; i < n; i++)
         tsr_fetch_submit(r, &s[i]);
@@ -115,6 +115,11 @@ static int fetch_all(bool buffered) {
     tsr_fetch_file_close(&f);
     assert_int_equal(kernel.unaligned, 0);
     return rc;
+}
+
+static int fetch_all(bool buffered) {
+    int rc = fetch_once(buffered, false);
+    return rc < 0 ? rc : fetch_once(buffered, true);
 }
 
 static void test_direct(void **state) {
@@ -163,7 +168,7 @@ static void test_too_short(void **state) {
         struct tsr_stretch s = {.file = &f, .offset = SIZE / 4096 * 4096, .to = memory};
         s.n_bytes = (size_t)(SIZE - s.offset) + 1;
         expect_ok(tsr_fetch_file_open(&f, path, buffered));
-        expect_ok(tsr_fetch_open(&r));
+        expect_ok(tsr_fetch_open(&r, buffered));
         tsr_fetch_submit(r, &s);
         expect_error(tsr_fetch_wait(r, &s), TSR_EIO, path);
         tsr_fetch_close(r);
@@ -182,7 +187,7 @@ static void test_dropped(void **state) {
         struct tsr_fetcher *r;
         struct tsr_stretch s[N];
         expect_ok(tsr_fetch_file_open(&f, path, false));
-        expect_ok(tsr_fetch_open(&r));
+        expect_ok(tsr_fetch_open(&r, i % 2));
         const int n = fill_stretches(s, &f);
         for (int k = 0; k < n; k++)
             tsr_fetch_submit(r, &s[k]);
