@@ -67,29 +67,6 @@ class Help(cli.Case):
         for field in FIELDS:
             self.assertRegex(text, rf"(?m)^  {field} +\S+.*\n +\S+", field)
 
-    def test_bench_ops(self):
-        for preset in ("tiny-llama", "tiny-gpt"):
-            out = self.good("bench", "ops", "--preset", preset, "--tokens", 64, "--seq-len", 32,
-                            "--seconds", 0.001, "--json").out
-            report = json.loads(out)
-            for key in ("peak_gflops", "copy_gb_per_s"):
-                self.assertGreater(report[key], 0)
-            names = [line["name"] for line in report["ops"]]
-            self.assertEqual(len(names), len(set(names)))
-            self.assertLessEqual(PRODUCTS | {"copy", "norm", "attention, decode", "AdamW"},
-                                 set(names))
-            for line in report["ops"]:
-                self.assertGreater(line["ms"], 0)
-                self.assertEqual(line["gflops"] > 0, line["name"] in PRODUCTS, line)
-
-    def test_bench_comm(self):
-        self.bad(2, "expected 2 to 4096 ranks", "bench", "comm")
-        report = json.loads(self.good("bench", "comm", "--largest", 65536, "--json", ranks=3).out)
-        self.assertEqual((report["ranks"], report["transport"]), (3, "mpi"))
-        self.assertEqual(len(report["calls"]), 5 * 3)
-        for call in report["calls"]:
-            self.assertGreater(call["gb_per_s"], 0)
-
     def test_one_rank_speaks(self):
         text = self.good("train", "--help", ranks=2).out.decode()
         self.assertEqual(text.count("usage: tessera train "), 1)
@@ -139,6 +116,15 @@ class Mistakes(cli.Case):
         self.bad(2, "--vocab-size must be between", "tokenizer", "train", "-o", "t",
                  "--vocab-size", "256", "f")
 
+    def test_one_rank_speaks(self):
+        self.bad(2, "unknown option --bogus", "train", "run.yaml", "--bogus", ranks=2)
+        self.bad(2, "unknown command \"trian\"", "trian", ranks=2)
+        self.bad(2, "either --prompt or --ids", "generate", "m", ranks=2)
+        self.bad(2, ["TESSERA_TIMEOUT", "'soon'"], "generate", "m", "-p", "x", ranks=2,
+                 env={"TESSERA_TIMEOUT": "soon"})
+
+
+class Bench(cli.Case):
     def test_bench_ops(self):
         for preset in ("tiny-llama", "tiny-gpt"):
             out = self.good("bench", "ops", "--preset", preset, "--tokens", 64, "--seq-len", 32,
@@ -154,12 +140,13 @@ class Mistakes(cli.Case):
                 self.assertGreater(line["ms"], 0)
                 self.assertEqual(line["gflops"] > 0, line["name"] in PRODUCTS, line)
 
-    def test_one_rank_speaks(self):
-        self.bad(2, "unknown option --bogus", "train", "run.yaml", "--bogus", ranks=2)
-        self.bad(2, "unknown command \"trian\"", "trian", ranks=2)
-        self.bad(2, "either --prompt or --ids", "generate", "m", ranks=2)
-        self.bad(2, ["TESSERA_TIMEOUT", "'soon'"], "generate", "m", "-p", "x", ranks=2,
-                 env={"TESSERA_TIMEOUT": "soon"})
+    def test_bench_comm(self):
+        self.bad(2, "expected 2 to 4096 ranks", "bench", "comm")
+        report = json.loads(self.good("bench", "comm", "--largest", 65536, "--json", ranks=3).out)
+        self.assertEqual((report["ranks"], report["transport"]), (3, "mpi"))
+        self.assertEqual(len(report["calls"]), 5 * 3)
+        for call in report["calls"]:
+            self.assertGreater(call["gb_per_s"], 0)
 
 
 class Output(cli.Case):
