@@ -5,12 +5,10 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/math.cuh"
 
-// Y: the type of y, T or float.
-template <class T, class Y> struct dropout_args {
+template <class T> struct dropout_args {
     T *out;            // (N, C) with leading dimension ld, like residual and y
     const T *residual; // or NULL
-    const Y *y;
-    const T *bias; // (C) or NULL
+    const T *bias;     // (C) or NULL
     float p;
     uint32_t threshold;
     struct tsr_rng_key key;
@@ -22,8 +20,9 @@ template <class T, class Y> struct dropout_args {
 };
 
 // A thread has the chunk of global columns [8 k, 8 k + 8) (of fp32 four), which is whole counters.
+// from: y (N, C), of type T or fp32.
 template <class T, class Y>
-__global__ void __launch_bounds__(128) dropout_kernel(dropout_args<T, Y> q) {
+__global__ void __launch_bounds__(128) dropout_kernel(dropout_args<T> q, const Y *from) {
     constexpr int N = chunk<T>::N;
     struct tsr_cuda_segment g = q.segs[blockIdx.z];
     int t = blockIdx.x, j = (int)(blockIdx.y * blockDim.x + threadIdx.x) * N - q.skip;
@@ -42,7 +41,7 @@ __global__ void __launch_bounds__(128) dropout_kernel(dropout_args<T, Y> q) {
     chunk<T> y, bias = {}, residual = {};
     if (q.wide) {
         for (int k = 0; k < N; k += chunk<Y>::N) {
-            chunk<Y> part = load_chunk(q.y + at + k, q.c - j - k, true);
+            chunk<Y> part = load_chunk(from + at + k, q.c - j - k, true);
             for (int i = 0; i < chunk<Y>::N; i++)
                 y.v[k + i] = part.v[i];
         }
@@ -53,7 +52,7 @@ __global__ void __launch_bounds__(128) dropout_kernel(dropout_args<T, Y> q) {
     } else {
         for (int i = 0; i < N; i++) {
             bool in = j + i >= 0 && j + i < q.c;
-            y.v[i] = in ? to_float(q.y[at + i]) : 0.0f;
+            y.v[i] = in ? to_float(from[at + i]) : 0.0f;
             bias.v[i] = in && q.bias != nullptr ? to_float(q.bias[j + i]) : 0.0f;
             residual.v[i] = in && q.residual != nullptr ? to_float(q.residual[at + i]) : 0.0f;
         }
@@ -74,14 +73,14 @@ __global__ void __launch_bounds__(128) dropout_kernel(dropout_args<T, Y> q) {
 }
 
 template <class T, class Y>
-static int launch_dropout(void *stream, dropout_args<T, Y> q, int n_segs, int max_length) {
+static int launch_dropout(void *stream, dropout_args<T> q, const Y *y, int n_segs, int max_length) {
     constexpr int N = chunk<T>::N;
     q.threshold = tsr_drop_threshold(q.p);
     q.skip = (int)(q.col0 % N);
-    q.wide = q.skip == 0 && aligned16(q.out, q.ld) && aligned16(q.y, q.ld) &&
+    q.wide = q.skip == 0 && aligned16(q.out, q.ld) && aligned16(y, q.ld) &&
              aligned16(q.residual, q.ld) && aligned16(q.bias);
     dim3 grid((unsigned)max_length, blocks_for(q.c + q.skip, 128 * N), (unsigned)n_segs);
-    return launch_kernel("dropout", dropout_kernel<T, Y>, grid, 128, 0, stream, q);
+    return launch_kernel("dropout", dropout_kernel<T, Y>, grid, 128, 0, stream, q, y);
 }
 
 int tsr_cuda_dropout(void *stream, enum tsr_dtype dtype, void *out, const void *residual,
@@ -91,34 +90,18 @@ int tsr_cuda_dropout(void *stream, enum tsr_dtype dtype, void *out, const void *
     if (n_segs == 0 || max_length == 0 || c == 0)
         return 0;
     TSR_WITH_TYPE(dtype, T, {
-        dropout_args<T, float> f = {(T *)out,
-                                    (const T *)residual,
-                                    (const float *)y,
-                                    (const T *)bias,
-                                    d.p,
-                                    0,
-                                    d.key,
-                                    segs,
-                                    ld,
-                                    c,
-                                    0,
-                                    col0,
-                                    false};
+        dropout_args<T> q = {};
+        q.out = (T *)out;
+        q.residual = (const T *)residual;
+        q.bias = (const T *)bias;
+        q.p = d.p;
+        q.key = d.key;
+        q.segs = segs;
+        q.ld = ld;
+        q.c = c;
+        q.col0 = col0;
         if (y_f32)
-            return launch_dropout(stream, f, n_segs, max_length);
-        dropout_args<T, T> q = {(T *)out,
-                                (const T *)residual,
-                                (const T *)y,
-                                (const T *)bias,
-                                d.p,
-                                0,
-                                d.key,
-                                segs,
-                                ld,
-                                c,
-                                0,
-                                col0,
-                                false};
-        return launch_dropout(stream, q, n_segs, max_length);
+            return launch_dropout(stream, q, (const float *)y, n_segs, max_length);
+        return launch_dropout(stream, q, (const T *)y, n_segs, max_length);
     })
 }
