@@ -22,6 +22,7 @@ template <class... P, class... A>
 int launch_kernel(const char *name, void (*kernel)(P...), dim3 grid, int threads,
                   size_t shared_bytes, void *stream, A... args) {
 #ifdef TSR_SIMT
+    simt::load((const void *)kernel, name);
     simt::enqueue(
         stream, [=] { simt::launch(name, grid, threads, shared_bytes, [=] { kernel(args...); }); });
     return 0;
@@ -119,15 +120,20 @@ template <class T> DEVICE uint4 pack(const chunk<T> &c) {
                  pack2<T>(c.v[6], c.v[7])};
 }
 
-// The first `left` elements at p, +0 beyond. wide: p is aligned to 16 bytes.
+// The first `left` elements at p, +0 beyond. wide: p is aligned to 16 bytes. Both ways end in the
+// same four registers, which are unpacked past the branch: so nothing waits for a load before the
+// next one is under way.
 template <class T> DEVICE chunk<T> load_chunk(const T *p, int64_t left, bool wide) {
     chunk<T> c;
+    uint4 u = {0, 0, 0, 0};
     if (wide && left >= chunk<T>::N) {
-        unpack(load16(p), c);
-        return c;
+        u = load16(p);
+    } else if (left > 0) {
+        for (int i = 0; i < chunk<T>::N; i++)
+            c.v[i] = i < left ? to_float(p[i]) : 0.0f;
+        u = pack(c);
     }
-    for (int i = 0; i < chunk<T>::N; i++)
-        c.v[i] = i < left ? to_float(p[i]) : 0.0f;
+    unpack(u, c);
     return c;
 }
 template <class T> DEVICE void store_chunk(T *p, int64_t left, bool wide, const chunk<T> &c) {

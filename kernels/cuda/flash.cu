@@ -47,14 +47,20 @@ template <int N>
 DEVICE void flash_drop(float (&s)[N][4], const struct tsr_cuda_attn &a,
                        const struct tsr_cuda_segment &g, const flash_place &at, int base) {
     int lane = threadIdx.x % 32, t = lane % 4;
-    for (int half = 0; half < 2; half++)
+    UNROLL(2)
+    for (int half = 0; half < 2; half++) {
+        uint32_t cut = 0; // of (n, i) bit 2n + i: registers have no indices
         UNROLL(1)
-    for (int n = 0; n < N; n++) {
-        uint4 draws =
-            mask_draws(a, g, (base + 8 * n) / 4 + t / 2, at.pos + lane / 4 + 8 * half, at.head);
-        for (int i = 0; i < 2; i++)
-            if (word_of(draws, t % 2 * 2 + i) < a.drop_threshold)
-                s[n][2 * half + i] = 0.0f;
+        for (int n = 0; n < N; n++) {
+            uint4 draws =
+                mask_draws(a, g, (base + 8 * n) / 4 + t / 2, at.pos + lane / 4 + 8 * half, at.head);
+            for (int i = 0; i < 2; i++)
+                cut |= (uint32_t)(word_of(draws, t % 2 * 2 + i) < a.drop_threshold) << (2 * n + i);
+        }
+        UNROLL(2 * N)
+        for (int x = 0; x < 2 * N; x++)
+            if (cut >> x & 1)
+                s[x / 2][2 * half + x % 2] = 0.0f;
     }
 }
 
@@ -67,7 +73,7 @@ DEVICE void flash_soften(float (&s)[N][4], float (&o)[D / 8][4], flash_stats &ro
         float most = rows.m[half], sum;
         UNROLL(N)
         for (int n = 0; n < N; n++)
-            most = max_of(most, max_of(s[n][2 * half], s[n][2 * half + 1]));
+            most = fmaxf(most, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
         most = max4(most);
         alpha[half] = flash_weights<N>(s, half, rows.m[half], most, scale_log2, &sum);
         rows.m[half] = most;

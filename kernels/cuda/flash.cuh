@@ -167,8 +167,8 @@ DEVICE float sum4(float x) {
     return x + shfl_xor(x, 2);
 }
 DEVICE float max4(float x) {
-    x = max_of(x, shfl_xor(x, 1));
-    return max_of(x, shfl_xor(x, 2));
+    x = fmaxf(x, shfl_xor(x, 1));
+    return fmaxf(x, shfl_xor(x, 2));
 }
 
 #endif

@@ -224,16 +224,17 @@ DEVICE void store_dq(const float (&dq)[S::QW][S::QN][4], const flash_grads &p, c
     T *head = (T *)p.g.dq + (int64_t)at.head * D + col + lane % 4 * 2;
     UNROLL(S::QW)
     for (int i = 0; i < S::QW; i++)
-        for (int half = 0; half < 2; half++) {
-            int t = at.tile * S::ROWS + row + 16 * i + lane / 4 + 8 * half;
-            T *to = head + (job.start() + t) * p.a.ldq;
-            if (t >= job.length())
-                continue;
-            UNROLL(S::QN)
-            for (int n = 0; n < S::QN; n++)
-                *(uint32_t *)(to + 8 * n) =
-                    pack2<T>(dq[i][n][2 * half] * p.a.scale, dq[i][n][2 * half + 1] * p.a.scale);
-        }
+        UNROLL(2)
+    for (int half = 0; half < 2; half++) {
+        int t = at.tile * S::ROWS + row + 16 * i + lane / 4 + 8 * half;
+        T *to = head + (job.start() + t) * p.a.ldq;
+        if (t >= job.length())
+            continue;
+        UNROLL(S::QN)
+        for (int n = 0; n < S::QN; n++)
+            *(uint32_t *)(to + 8 * n) =
+                pack2<T>(dq[i][n][2 * half] * p.a.scale, dq[i][n][2 * half + 1] * p.a.scale);
+    }
 }
 
 // acc (16 W x 8N) += the transpose or not of `left` (16 W rows from row0) times `right` (columns

@@ -41,7 +41,7 @@ DEVICE void f32_bring(smem<float> tile, const float *p, ptrdiff_t s_row, ptrdiff
         for (int u = threadIdx.x; u < UNITS * BK; u += THREADS) {
             int k = u / UNITS, row = u % UNITS * 4;
             int left = k < terms ? min_of(max_of(rows - row, 0), 4) : 0;
-            cp_async16_first(tile + k * LD + row, p + k * s_k + row, left * 4);
+            cp_async16_first(tile + k * LD + row, left > 0 ? p + k * s_k + row : p, left * 4);
         }
         return;
     }

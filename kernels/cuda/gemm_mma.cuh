@@ -62,7 +62,7 @@ template <class T, class Tile, int THREADS, int BK, bool K_LINES> struct wide_so
 
     DEVICE void start(const T *base, ptrdiff_t s_row, ptrdiff_t s_k) {
         ld = K_LINES ? s_row : s_k;
-        p = base + (int)threadIdx.x / Tile::UNITS * ld + threadIdx.x % Tile::UNITS * 8;
+        p = base + (int)threadIdx.x / Tile::UNITS * ld + (int)threadIdx.x % Tile::UNITS * 8;
     }
     DEVICE void begin(smem<T> tile, int rows, int terms) {
         int line = threadIdx.x / Tile::UNITS, unit = threadIdx.x % Tile::UNITS;
@@ -196,8 +196,8 @@ __global__ void __launch_bounds__(S::THREADS) gemm_mma_kernel(gemm_args q) {
             return;
         if (load.fresh) {
             const struct tsr_gemm_seg &g = load.segs[load.i];
-            from_a.start((const T *)g.a + i0 * g.a_i, g.a_i, g.a_p);
-            from_b.start((const T *)g.b + j0 * g.b_j, g.b_j, g.b_p);
+            from_a.start((const T *)g.a + i0 * g.a_i, q.m > 1 ? g.a_i : 0, g.k > 1 ? g.a_p : 0);
+            from_b.start((const T *)g.b + j0 * g.b_j, q.n > 1 ? g.b_j : 0, g.k > 1 ? g.b_p : 0);
         }
         from_a.begin(stages + coming * S::STAGE, q.m - i0, load.left);
         from_b.begin(stages + coming * S::STAGE + S::BM * S::BK, q.n - j0, load.left);

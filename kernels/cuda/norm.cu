@@ -43,14 +43,15 @@ template <class T> static int stride_for(int c) {
     return (c + per - 1) / per * per + 16;
 }
 
-// The half-warp brings row src to dst.
+// The half-warp brings row src to dst, in whole chunks: zeros beyond it.
 template <class T> DEVICE void stage(smem<T> dst, const T *src, int c, bool wide, int lane) {
     if (wide) {
         for (int j = lane * chunk<T>::N; j < c; j += 16 * chunk<T>::N)
             cp_async16(dst + j, src + j, true);
     } else {
-        for (int j = lane; j < c; j += 16)
-            dst[j] = src[j];
+        constexpr int N = chunk<T>::N;
+        for (int j = lane; j < (c + N - 1) / N * N; j += 16)
+            dst[j] = j < c ? src[j] : from_float<T>(0.0f);
     }
 }
 
@@ -64,10 +65,15 @@ DEVICE void stage_sum(smem<T> dst, const norm_args<T> &q, int64_t at, bool here,
             a.v[i] = a.v[i] + b.v[i];
         if (here)
             store_chunk(q.sum + at + j, q.c - j, q.wide, a);
-        for (int i = 0; i < chunk<T>::N; i++)
-            if (j + i < q.c)
-                dst[j + i] = from_float<T>(a.v[i]);
+        shared_store16(dst + j, pack(a)); // the row's place is whole chunks
     }
+}
+
+// A chunk of a staged row.
+template <class T> DEVICE chunk<T> staged(smem<T> row, int j) {
+    chunk<T> c;
+    unpack(shared_load16(row + j), c);
+    return c;
 }
 
 template <class T, bool LAYER> __global__ void __launch_bounds__(64) norm_kernel(norm_args<T> q) {
@@ -86,11 +92,13 @@ template <class T, bool LAYER> __global__ void __launch_bounds__(64) norm_kernel
     __syncwarp();
     float mean = 0.0f, s = 0.0f;
     if (LAYER) {
+        UNROLL(8)
         for (int j = lane; j < q.c; j += 16)
             s = s + to_float((T)x[j]);
         mean = sum16(s) / (float)q.c;
         s = 0.0f;
     }
+    UNROLL(8)
     for (int j = lane; j < q.c; j += 16) {
         float d = LAYER ? to_float((T)x[j]) - mean : to_float((T)x[j]);
         s = fmaf(d, d, s);
@@ -104,12 +112,10 @@ template <class T, bool LAYER> __global__ void __launch_bounds__(64) norm_kernel
             q.mean[row] = mean;
     }
     for (int j = lane * chunk<T>::N; j < q.c; j += 16 * chunk<T>::N) {
-        chunk<T> w = load_chunk(q.w + j, q.c - j, q.wide), b = {}, y = {};
-        if (q.b != nullptr)
-            b = load_chunk(q.b + j, q.c - j, q.wide);
-        for (int i = 0; i < chunk<T>::N && j + i < q.c; i++) {
-            float xj = to_float((T)x[j + i]);
-            float xhat = (LAYER ? xj - mean : xj) * rstd;
+        chunk<T> w = load_chunk(q.w + j, q.c - j, q.wide), xs = staged(x, j), y;
+        chunk<T> b = load_chunk(q.b + j, q.b != nullptr ? q.c - j : 0, q.wide);
+        for (int i = 0; i < chunk<T>::N; i++) {
+            float xhat = (LAYER ? xs.v[i] - mean : xs.v[i]) * rstd;
             y.v[i] = q.b != nullptr ? fmaf(xhat, w.v[i], b.v[i]) : xhat * w.v[i];
         }
         store_chunk(q.y + at + j, q.c - j, q.wide, y);
@@ -128,10 +134,14 @@ __global__ void __launch_bounds__(64) norm_bwd_kernel(norm_bwd_args<T> q) {
     stage(x, q.x + at, q.c, q.wide, lane);
     stage(dy, q.dy + at, q.c, q.wide, lane);
     cp_async_commit();
+    constexpr int N = chunk<T>::N, LINE = 128 / (int)sizeof(T);
+    for (int j = lane * LINE; q.dres != nullptr && j < q.c; j += 16 * LINE)
+        prefetch_l2(q.dres + at + j); // it is read last
     float mean = LAYER ? q.mean[at / q.c] : 0.0f, rstd = q.rstd[at / q.c];
     cp_async_wait<0>();
     __syncwarp();
     float sum_e = 0.0f, sum_ex = 0.0f;
+    UNROLL(8)
     for (int j = lane; j < q.c; j += 16) {
         float e = to_float((T)dy[j]) * to_float(q.w[j]);
         float xhat = (to_float((T)x[j]) - mean) * rstd;
@@ -143,17 +153,30 @@ __global__ void __launch_bounds__(64) norm_bwd_kernel(norm_bwd_args<T> q) {
         avg_e = 0.0f;
     if (!here)
         return;
-    for (int j = lane * chunk<T>::N; j < q.c; j += 16 * chunk<T>::N) {
-        chunk<T> w = load_chunk(q.w + j, q.c - j, q.wide), dres = {}, dx = {};
-        if (q.dres != nullptr)
-            dres = load_chunk(q.dres + at + j, q.c - j, q.wide);
-        for (int i = 0; i < chunk<T>::N && j + i < q.c; i++) {
-            float e = to_float((T)dy[j + i]) * w.v[i];
-            float xhat = (to_float((T)x[j + i]) - mean) * rstd;
-            float g = rstd * fmaf(-xhat, avg_ex, e - avg_e);
-            dx.v[i] = q.dres != nullptr ? dres.v[i] + g : g;
+    constexpr int AHEAD = 4, STEP = 16 * N; // chunks of dres under way at a time
+    UNROLL(1)
+    for (int j0 = lane * N; j0 < q.c; j0 += AHEAD * STEP) {
+        chunk<T> dres[AHEAD];
+        UNROLL(AHEAD)
+        for (int k = 0; k < AHEAD; k++) {
+            int j = j0 + k * STEP;
+            dres[k] = load_chunk(q.dres + at + j, q.dres != nullptr ? q.c - j : 0, q.wide);
         }
-        store_chunk(q.dx + at + j, q.c - j, q.wide, dx);
+        UNROLL(AHEAD)
+        for (int k = 0; k < AHEAD; k++) {
+            int j = j0 + k * STEP;
+            if (j >= q.c)
+                break;
+            chunk<T> w = load_chunk(q.w + j, q.c - j, q.wide), dx;
+            chunk<T> xs = staged(x, j), dys = staged(dy, j);
+            for (int i = 0; i < N; i++) {
+                float e = dys.v[i] * w.v[i];
+                float xhat = (xs.v[i] - mean) * rstd;
+                float g = rstd * fmaf(-xhat, avg_ex, e - avg_e);
+                dx.v[i] = q.dres != nullptr ? dres[k].v[i] + g : g;
+            }
+            store_chunk(q.dx + at + j, q.c - j, q.wide, dx);
+        }
     }
 }
 

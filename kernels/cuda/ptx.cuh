@@ -67,6 +67,15 @@ PTX void store16(void *p, uint4 u) {
     *(uint4 *)p = u;
 }
 
+PTX void store8(void *p, uint2 u) {
+    *(uint2 *)p = u;
+}
+
+// A line of 128 bytes will soon be read.
+PTX void prefetch_l2(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 // Between blocks: what passes through the L2 cache, where all of them see it, and the words that
 // say that it is there. A writer's stores, fence, store_relaxed; a reader's load_relaxed (or
 // wait_until), fence, loads.

@@ -17,28 +17,50 @@ template <class T> struct rotary_args {
     bool wide;
 };
 
+// Cosines and sines of N neighbouring pairs.
+template <int N> DEVICE void load_angles(float (&c)[N], float (&s)[N], const float *p, int left) {
+    bool wide = (uintptr_t)p % 16 == 0;
+    UNROLL(N / 2)
+    for (int k = 0; k < N; k += 2) {
+        chunk<float> two = load_chunk(p + 2 * k, 2 * (left - k), wide);
+        c[k] = two.v[0];
+        s[k] = two.v[1];
+        c[k + 1] = two.v[2];
+        s[k + 1] = two.v[3];
+    }
+}
+
+// Both halves of all heads are asked for before the first one is turned.
 template <class T> __global__ void __launch_bounds__(128) rotary_kernel(rotary_args<T> q) {
+    constexpr int N = chunk<T>::N, HEADS = HEADS_PER_THREAD;
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    int64_t row = i / q.per_row;
-    int half = q.d / 2, at = (int)(i % q.per_row) * chunk<T>::N, left = half - at;
+    int row = (int)(i / q.per_row), half = q.d / 2;
+    int at = (int)(i % q.per_row) * N, left = half - at;
     if (row >= q.n)
         return;
-    const float *table = q.cos_sin + ((int64_t)q.pos[row] * half + at) * 2;
-    float c[chunk<T>::N], s[chunk<T>::N];
-    for (int k = 0; k < chunk<T>::N; k++) {
-        c[k] = k < left ? table[2 * k] : 0.0f;
-        s[k] = k < left ? q.sign * table[2 * k + 1] : 0.0f;
+    int h0 = blockIdx.y * HEADS;
+    T *x = q.x + row * q.ld + (int64_t)h0 * q.d + at;
+    chunk<T> a[HEADS], b[HEADS];
+    UNROLL(HEADS)
+    for (int h = 0; h < HEADS; h++) {
+        int here = h0 + h < q.heads ? left : 0;
+        a[h] = load_chunk(x + h * q.d, here, q.wide);
+        b[h] = load_chunk(x + h * q.d + half, here, q.wide);
     }
-    int h0 = blockIdx.y * HEADS_PER_THREAD, h1 = min_of(h0 + (int)HEADS_PER_THREAD, q.heads);
-    for (int h = h0; h < h1; h++) {
-        T *lo = q.x + row * q.ld + (int64_t)h * q.d + at, *hi = lo + half;
-        chunk<T> a = load_chunk(lo, left, q.wide), b = load_chunk(hi, left, q.wide), x, y;
-        for (int k = 0; k < chunk<T>::N; k++) {
-            x.v[k] = fmaf(-b.v[k], s[k], a.v[k] * c[k]);
-            y.v[k] = fmaf(a.v[k], s[k], b.v[k] * c[k]);
+    float c[N], s[N];
+    load_angles(c, s, q.cos_sin + ((int64_t)q.pos[row] * half + at) * 2, left);
+    UNROLL(HEADS)
+    for (int h = 0; h < HEADS; h++) {
+        chunk<T> lo, hi;
+        UNROLL(N)
+        for (int k = 0; k < N; k++) {
+            float sine = q.sign * s[k];
+            lo.v[k] = fmaf(-b[h].v[k], sine, a[h].v[k] * c[k]);
+            hi.v[k] = fmaf(a[h].v[k], sine, b[h].v[k] * c[k]);
         }
-        store_chunk(lo, left, q.wide, x);
-        store_chunk(hi, left, q.wide, y);
+        int here = h0 + h < q.heads ? left : 0;
+        store_chunk(x + h * q.d, here, q.wide, lo);
+        store_chunk(x + h * q.d + half, here, q.wide, hi);
     }
 }
 

@@ -7,7 +7,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/math.cuh"
 
-enum { THREADS = 256, HALVES = THREADS / 16, MOST_PIECES = 4096 };
+enum { THREADS = 256, WARPS = THREADS / 32, HALVES = THREADS / 16, MOST_PIECES = 4096 };
 
 template <class T> struct xent_args {
     T *logits;               // (N, V)
@@ -37,8 +37,11 @@ __global__ void __launch_bounds__(THREADS)
     smem<float> of_half = cursor.take<float>(HALVES);
     const T *x = logits + (int64_t)blockIdx.x * v;
     float most = -INF;
-    for (int j = threadIdx.x * chunk<T>::N; j < v; j += THREADS * chunk<T>::N) {
-        chunk<T> c = load_chunk(x + j, v - j, wide);
+    UNROLL(8)
+    for (int j = threadIdx.x; !wide && j < v; j += THREADS)
+        most = max_of(most, to_float(x[j]));
+    for (int j = threadIdx.x * chunk<T>::N; wide && j < v; j += THREADS * chunk<T>::N) {
+        chunk<T> c = load_chunk(x + j, v - j, true);
         for (int i = 0; i < chunk<T>::N; i++)
             if (j + i < v)
                 most = max_of(most, c.v[i]);
@@ -54,11 +57,88 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// A half-warp is the virtual vector of one piece of the vocabulary.
+// x = e^(x - max) on the columns [lo, hi) of a piece; this thread's sum. fp32: a half-warp has the
+// piece alone and is its virtual vector.
+DEVICE float exp_piece(float *x, float max, int lo, int hi, bool, smem<float>) {
+    float s = 0.0f;
+    UNROLL(8)
+    for (int j = lo + (int)threadIdx.x % 16; j < hi; j += 16) {
+        float e = exp_exact(x[j] - max);
+        x[j] = e;
+        s = s + e;
+    }
+    return s;
+}
+
+// 16-bit elements: the whole block has the piece; a thread sums chunks, THREADS apart, counted from
+// the piece's first column. Aligned, it brings them itself, two at a time.
+template <class T> DEVICE float exp_chunks(T *x, float max, int lo, int hi) {
+    constexpr int N = chunk<T>::N, STEP = THREADS * N;
+    float s = 0.0f;
+    UNROLL(1)
+    for (int j = lo + (int)threadIdx.x * N; j < hi; j += 2 * STEP) {
+        chunk<T> c[2] = {load_chunk(x + j, hi - j, true),
+                         load_chunk(x + j + STEP, hi - j - STEP, true)};
+        UNROLL(2)
+        for (int k = 0; k < 2; k++) {
+            int left = hi - j - k * STEP;
+            UNROLL(N)
+            for (int i = 0; i < N; i++) {
+                float e = exp_of<T>(c[k].v[i] - max);
+                c[k].v[i] = e;
+                s = s + (i < left ? e : 0.0f);
+            }
+            store_chunk(x + j + k * STEP, left, true, c[k]);
+        }
+    }
+    return s;
+}
+
+// Unaligned, neighbouring threads take neighbouring elements, and hand them on through `tile`: the
+// same sums.
+template <class T>
+DEVICE float exp_piece(T *x, float max, int lo, int hi, bool wide, smem<float> tile) {
+    constexpr int N = chunk<T>::N;
+    if (wide)
+        return exp_chunks(x, max, lo, hi);
+    float s = 0.0f;
+    UNROLL(1)
+    for (int base = lo; base < hi; base += THREADS * N) {
+        T v[N];
+        UNROLL(N)
+        for (int k = 0; k < N; k++) {
+            int j = base + k * THREADS + (int)threadIdx.x;
+            v[k] = j < hi ? x[j] : from_float<T>(0.0f);
+        }
+        UNROLL(N)
+        for (int k = 0; k < N; k++) {
+            int at = k * THREADS + (int)threadIdx.x, j = base + at;
+            float e = j < hi ? exp_of<T>(to_float(v[k]) - max) : 0.0f;
+            if (j < hi)
+                x[j] = from_float<T>(e);
+            tile[at] = e;
+        }
+        __syncthreads();
+        for (int i = 0; i < N; i++)
+            s = s + tile[threadIdx.x * N + i];
+        __syncthreads(); // before the next elements come
+    }
+    return s;
+}
+
+// The sum over the 32 threads of a warp.
+DEVICE float sum32(float x) {
+    x = sum16(x);
+    return x + shfl_xor(x, 16);
+}
+
+// of_piece: of each piece its sum (fp32), or those of the block's warps.
 template <class T> __global__ void __launch_bounds__(THREADS) xent_exp_kernel(xent_args<T> q) {
+    constexpr bool EXACT = sizeof(T) == 4;
+    constexpr int AT_ONCE = EXACT ? HALVES : 1, PARTS = EXACT ? 1 : WARPS;
     shared_cursor cursor;
-    smem<float> of_piece = cursor.take<float>(q.n_pieces);
-    int lane = threadIdx.x % 16;
+    smem<float> tile = cursor.take<float>(EXACT ? 0 : THREADS * chunk<T>::N);
+    smem<float> of_piece = cursor.take<float>((size_t)q.n_pieces * PARTS);
     int64_t row = blockIdx.x;
     T *x = q.logits + row * q.v;
     float max = q.max[row];
@@ -67,25 +147,23 @@ template <class T> __global__ void __launch_bounds__(THREADS) xent_exp_kernel(xe
         q.sums[q.n + row] = j >= 0 ? to_float(x[j]) - max : 0.0f;
     }
     __syncthreads(); // before the target's logit is overwritten
-    for (int p0 = 0; p0 < q.n_pieces; p0 += HALVES) {
-        int p = p0 + threadIdx.x / 16;
+    for (int p0 = 0; p0 < q.n_pieces; p0 += AT_ONCE) {
+        int p = EXACT ? p0 + (int)threadIdx.x / 16 : p0;
         int lo = p < q.n_pieces ? q.bounds[p] : 0, hi = p < q.n_pieces ? q.bounds[p + 1] : 0;
-        float s = 0.0f;
-        UNROLL(4)
-        for (int j = lo + lane; j < hi; j += 16) {
-            float e = exp_of<T>(to_float(x[j]) - max);
-            x[j] = from_float<T>(e);
-            s = s + e;
-        }
-        s = sum16(s);
-        if (lane == 0 && p < q.n_pieces)
-            of_piece[p] = s;
+        float s = exp_piece(x, max, lo, hi, q.wide && lo % chunk<T>::N == 0, tile);
+        s = EXACT ? sum16(s) : sum32(s);
+        if (threadIdx.x % (EXACT ? 16 : 32) == 0 && p < q.n_pieces)
+            of_piece[p * PARTS + (EXACT ? 0 : (int)threadIdx.x / 32)] = s;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         sum_tree tree;
-        for (int p = 0; p < q.n_pieces; p++)
-            tree.leaf((unsigned)p, of_piece[p]);
+        for (int p = 0; p < q.n_pieces; p++) {
+            float s = of_piece[p * PARTS];
+            for (int w = 1; w < PARTS; w++)
+                s = s + of_piece[p * PARTS + w];
+            tree.leaf((unsigned)p, s);
+        }
         q.sums[row] = tree.root();
     }
 }
@@ -99,19 +177,20 @@ template <class T> __global__ void __launch_bounds__(THREADS) xent_loss_kernel(x
     if (!q.grad)
         return;
     T *x = q.logits + row * q.v;
-    int64_t at = column_of(target, q.row0, q.v);
+    int at = (int)column_of(target, q.row0, q.v);
     float inverse = target < 0 ? 0.0f : 1.0f / sum;
-    for (int j = threadIdx.x * chunk<T>::N; j < q.v; j += THREADS * chunk<T>::N) {
-        chunk<T> c = {};
-        if (target >= 0)
-            c = load_chunk(x + j, q.v - j, q.wide);
-        for (int i = 0; i < chunk<T>::N; i++) {
-            float p = c.v[i] * inverse;
-            c.v[i] = (j + i == at ? p - 1.0f : p) * q.scale;
-        }
-        if (target < 0)
-            c = {};
-        store_chunk(x + j, q.v - j, q.wide, c);
+    auto grad = [&](float e, int j) {
+        float p = e * inverse;
+        return target < 0 ? 0.0f : (j == at ? p - 1.0f : p) * q.scale;
+    };
+    UNROLL(8)
+    for (int j = threadIdx.x; !q.wide && j < q.v; j += THREADS)
+        x[j] = from_float<T>(grad(to_float(x[j]), j));
+    for (int j = threadIdx.x * chunk<T>::N; q.wide && j < q.v; j += THREADS * chunk<T>::N) {
+        chunk<T> c = load_chunk(x + j, target < 0 ? 0 : q.v - j, true);
+        for (int i = 0; i < chunk<T>::N; i++)
+            c.v[i] = grad(c.v[i], j + i);
+        store_chunk(x + j, q.v - j, true, c);
     }
 }
 
@@ -145,7 +224,9 @@ int tsr_cuda_xent_exp(void *stream, enum tsr_dtype dtype, void *logits, float *s
         q.row0 = row0;
         q.n = n;
         q.v = v;
-        size_t bytes = ((size_t)n_pieces * sizeof(float) + 15) / 16 * 16;
+        q.wide = aligned16(q.logits, v);
+        size_t parts = sizeof(T) == 4 ? 1 : WARPS, tile = sizeof(T) == 4 ? 0 : THREADS * 8;
+        size_t bytes = (((size_t)n_pieces * parts + tile) * sizeof(float) + 15) / 16 * 16;
         return launch_kernel("xent_exp", xent_exp_kernel<T>, dim3((unsigned)n), THREADS, bytes,
                              stream, q);
     })

@@ -103,6 +103,13 @@ template <class T> struct gemm_case {
             for (int s = between(0, 2); s > 0; s--)
                 segment(between(0, 4) == 0 ? 0 : between(1, max_k), v, a_lines, b_lines);
     }
+    // The last segment's lines are one each, so their distances may be any, odd ones, too.
+    void lone_lines(int of_a, int of_b) {
+        for (struct tsr_gemm_seg *s : {&segs.back(), &cpu_segs.back()}) {
+            (s->a_i == 1 ? s->a_p : s->a_i) = of_a;
+            (s->b_j == 1 ? s->b_p : s->b_j) = of_b;
+        }
+    }
     // Points both products at their segments: the device's copy is returned.
     const struct tsr_gemm_seg *seal() {
         dev.n_segs = cpu_g.n_segs = (int)segs.size();

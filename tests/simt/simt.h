@@ -36,6 +36,9 @@ struct dim3 {
     }
 };
 
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
@@ -70,6 +73,9 @@ void launch(const char *kernel, dim3 grid, int threads, size_t shared_bytes,
 // A launch on a stream: at once, or by whoever simulates streams (fake/fake_cuda.cc).
 void enqueue(void *stream, std::function<void()> work);
 extern void (*enqueue_hook)(void *stream, std::function<void()> work);
+// A kernel is about to be launched: whoever simulates streams may want to know, too.
+void load(const void *kernel, const char *name);
+extern void (*load_hook)(const void *kernel, const char *name);
 
 // Blocks, and threads up to a barrier, run last to first while this is set: a result that depends
 // on their order shows.

@@ -125,7 +125,7 @@ void copy_async(int at, int n_bytes, int lo, int hi, const void *src, int n_src)
     check_place(at, n_bytes, lo, hi);
     if (n_src < 0 || n_src > n_bytes)
         stop("asynchronous copy of %d of %d bytes", n_src, n_bytes);
-    if (n_src > 0 && (uintptr_t)src % (uintptr_t)n_bytes != 0)
+    if ((uintptr_t)src % (uintptr_t)n_bytes != 0) // of empty ones, too: PTX makes no exception
         stop("asynchronous copy of %d bytes from a misaligned global address", n_bytes);
     check_write(at, n_bytes);
     for (int i = at / 2; i < (at + n_bytes) / 2; i++)

@@ -89,6 +89,14 @@ inline void store16(void *p, uint4 u) {
     memcpy(p, &u, 16);
 }
 
+inline void store8(void *p, uint2 u) {
+    if ((uintptr_t)p % 8 != 0)
+        simt::stop("global memory: 8 bytes written to a misaligned address");
+    memcpy(p, &u, 8);
+}
+inline void prefetch_l2(const void *) {
+}
+
 // Between blocks. Memory is never weak here: what one thread writes the next one sees.
 inline uint4 load16_l2(const void *p) {
     return load16(p);

@@ -148,10 +148,28 @@ static void test_long_sums(void **) {
         }
 }
 
+// One row, one column, one term: the lines that aren't there may have no aligned address.
+static void test_lone_lines(void **) {
+    for (int m : {1, 40}) {
+        gemm_case<float> p(m, m == 1 ? 70 : 1, TSR_GEMM_STORE, 1, true, false);
+        p.segment(70, 0, OF_TERMS, OF_TERMS);
+        p.lone_lines(m == 1 ? 13 : (int)p.segs[0].a_i, m == 1 ? (int)p.segs[0].b_j : 13);
+        p.run(1);
+        expect_twin(p);
+    }
+    for (int m : {9, 40}) {
+        gemm_case<float> p(m, 70, TSR_GEMM_STORE, 1, true, false);
+        p.segment(1, 0, OF_OTHERS, OF_OTHERS);
+        p.lone_lines(13, 11);
+        p.run(1);
+        expect_twin(p);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(test_random),      TEST(test_shapes),     TEST(test_trees),     TEST(test_nothing),
-        TEST(test_signed_zero), TEST(test_not_finite), TEST(test_long_sums),
+        TEST(test_signed_zero), TEST(test_not_finite), TEST(test_long_sums), TEST(test_lone_lines),
     };
     return run_in_both_orders(tests);
 }

@@ -229,6 +229,24 @@ template <class T> static void test_not_finite(void **) {
     }
 }
 
+// One row, one column, one term: the lines that aren't there may have no aligned address.
+template <class T> static void test_lone_lines(void **) {
+    for (int m : {1, 40}) {
+        gemm_case<T> p(m, m == 1 ? 70 : 1, TSR_GEMM_STORE, 1, true, false);
+        p.segment(70, 0, OF_TERMS, OF_TERMS);
+        p.lone_lines(m == 1 ? 13 : (int)p.segs[0].a_i, m == 1 ? (int)p.segs[0].b_j : 13);
+        p.run(1);
+        expect_sums(p);
+    }
+    for (int m : {9, 40}) {
+        gemm_case<T> p(m, 70, TSR_GEMM_STORE, 1, true, false);
+        p.segment(1, 0, OF_OTHERS, OF_OTHERS);
+        p.lone_lines(13, 11);
+        p.run(1);
+        expect_sums(p);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST_TYPED(test_random, bf16),
@@ -240,6 +258,8 @@ int main(void) {
         TEST_TYPED(test_invariance, f16),
         TEST_TYPED(test_nothing, bf16),
         TEST_TYPED(test_nothing, f16),
+        TEST_TYPED(test_lone_lines, bf16),
+        TEST_TYPED(test_lone_lines, f16),
         TEST_TYPED(test_not_finite, bf16),
         TEST_TYPED(test_not_finite, f16),
     };

@@ -110,8 +110,28 @@ template <class T> static void test_columns(void **) {
     }
 }
 
+// Runs of more rows than the tile that is brought at a time, and others of whole tiles.
+template <class T> static void test_long_columns(void **) {
+    enum { C = 35, N = 1300 };
+    const struct tsr_rows runs[] = {{0, 700, 1}, {700, 256, 0}, {956, 0, 1}, {956, 257, 1}};
+    struct tsr_rows *rows = copy_array(runs, 4);
+    both<T> x = random_values<T>(N * C, 2.0f), dy = random_values<T>(N * C, 1.0f);
+    both<float> mean = random_values<float>(N, 0.5f), rstd = random_values<float>(N, 1.0f);
+    both<float> dw = random_values<float>(2 * C, 1.0f), db = random_values<float>(2 * C, 1.0f);
+    assert_int_equal(tsr_cuda_norm_bwd_params(nullptr, dtype_of<T>, dw.dev, db.dev, dy.dev, x.dev,
+                                              mean.dev, rstd.dev, rows, 4, 2, C),
+                     0);
+    cpu.ops->norm_bwd_params(&cpu, dw.cpu, db.cpu, dy.cpu, x.cpu, mean.cpu, rstd.cpu, runs, 4, C);
+    expect_same(dw);
+    expect_same(db);
+    assert_int_equal(tsr_cuda_colsum(nullptr, dtype_of<T>, db.dev, x.dev, C, rows, 4, 2, C), 0);
+    cpu.ops->colsum(&cpu, db.cpu, x.cpu, C, runs, 4, C);
+    expect_same(db);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {TEST_TYPES(test_forward), TEST_TYPES(test_add_norm),
-                                       TEST_TYPES(test_backward), TEST_TYPES(test_columns)};
+                                       TEST_TYPES(test_backward), TEST_TYPES(test_columns),
+                                       TEST_TYPES(test_long_columns)};
     return run_in_both_orders(tests);
 }

@@ -78,6 +78,46 @@ template <class T> static void test_xent(void **) {
     }
 }
 
+// A piece's sum is that of its own columns, wherever it begins and whoever has it: two halves of
+// the vocabulary, at unaligned addresses, give, joined, the bits of the whole. Pieces of several
+// steps, and uneven ones.
+template <class T> static void test_pieces(void **) {
+    const int pieces = 4, lengths[] = {5003, 21, 4096, 9000}, n = 2;
+    int v = 0, bounds[pieces + 1] = {0}, rest[3];
+    for (int p = 0; p < pieces; p++)
+        bounds[p + 1] = v += lengths[p];
+    const int32_t targets[] = {7, -1};
+    int32_t *dev_targets = copy_array(targets, n);
+    both<T> logits = random_values<T>((size_t)(n * v), 6.0f);
+    both<float> max = blank<float>(n), sums = blank<float>(2 * n), part[2];
+    tsr_cuda_xent_max(nullptr, dtype_of<T>, max.dev, logits.dev, n, v);
+    cpu.ops->xent_max(&cpu, max.cpu, logits.cpu, n, v);
+    expect_same(max);
+    for (int half = 0; half < 2; half++) {
+        int lo = bounds[2 * half], len = bounds[2 * half + 2] - lo;
+        both<T> own = blank<T>((size_t)(n * len), sizeof(T));
+        for (int i = 0; i < n; i++)
+            memcpy((void *)(own.dev + i * len), logits.dev + i * v + lo, (size_t)len * sizeof(T));
+        for (int p = 0; p < 3; p++)
+            rest[p] = bounds[2 * half + p] - lo;
+        part[half] = blank<float>(2 * n);
+        assert_int_equal(tsr_cuda_xent_exp(nullptr, dtype_of<T>, own.dev, part[half].dev, max.dev,
+                                           dev_targets, copy_array(rest, 3), 2, lo, n, len),
+                         0);
+    }
+    assert_int_equal(tsr_cuda_xent_exp(nullptr, dtype_of<T>, logits.dev, sums.dev, max.dev,
+                                       dev_targets, copy_array(bounds, pieces + 1), pieces, 0, n,
+                                       v),
+                     0);
+    cpu.ops->xent_exp(&cpu, logits.cpu, sums.cpu, max.cpu, targets, bounds, pieces, 0, n, v);
+    expect_same(logits, 1.01f, 1e-6f);
+    for (int i = 0; i < n; i++) {
+        float joined = part[0].dev[i] + part[1].dev[i];
+        assert_memory_equal(&joined, &sums.dev[i], sizeof joined);
+        assert_true(std::fabs(joined - sums.cpu[i]) <= 1e-5f * sums.cpu[i]);
+    }
+}
+
 static void test_no_columns(void **) {
     both<float> max = blank<float>(2);
     tsr_cuda_xent_max(nullptr, TSR_DT_F32, max.dev, simt::array<float>(0), 2, 0);
@@ -86,6 +126,7 @@ static void test_no_columns(void **) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {TEST_TYPES(test_embedding), TEST_TYPES(test_embedding_bwd),
-                                       TEST_TYPES(test_xent), TEST(test_no_columns)};
+                                       TEST_TYPES(test_xent), TEST_TYPES(test_pieces),
+                                       TEST(test_no_columns)};
     return run_in_both_orders(tests);
 }
