@@ -4,6 +4,7 @@
 //   comm_nccl_group.c        groups and their lanes
 //   comm_nccl_start.c        communicators: joining with a deadline, several ranks on one device
 //   comm_nccl_watch.c        failures, deadlines, what is under way
+//   comm_nccl_abort.c        the end of all communicators after a failure
 //   comm_nccl_collectives.c  sums by the tree, gathers, broadcasts
 //   comm_nccl_p2p.c          messages
 //
@@ -116,18 +117,21 @@ int tsr_nccl_join(struct tsr_nccl *n, struct tsr_nccl_op *op);
 // Records the failure, the first one, and ends all communicators, so that no kernel waits on.
 // Returns its code. `locked`: by the caller.
 int tsr_nccl_fail(struct tsr_nccl *n, bool locked, enum tsr_code code, const char *text);
+// Ends the communicators of all lanes, which have none then; returns at the latest after some
+// seconds. `lock` is held.
+void tsr_nccl_abort(struct tsr_nccl *n);
 int tsr_nccl_poll(struct tsr_comm *c); // any thread
 int tsr_nccl_watch(void *n);           // main thread, while it waits: deadlines, too
 
 // ---- comm_nccl_collectives.c, comm_nccl_p2p.c: as in struct tsr_comm_ops
 int tsr_nccl_all_reduce(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
-                        size_t n);
+                        size_t n, struct tsr_request *r);
 int tsr_nccl_all_reduce_max(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
                             size_t n);
 int tsr_nccl_reduce_scatter(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *recv,
-                            const float *send, const size_t *counts);
+                            const float *send, const size_t *counts, struct tsr_request *r);
 int tsr_nccl_all_gather(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *recv,
-                        const void *send, const size_t *n_bytes);
+                        const void *send, const size_t *n_bytes, struct tsr_request *r);
 int tsr_nccl_broadcast(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf,
                        size_t n_bytes, int root);
 int tsr_nccl_send(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, const void *buf,

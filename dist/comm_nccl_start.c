@@ -51,7 +51,7 @@ static int gather_places(struct tsr_nccl *n, struct place *places, size_t *n_byt
         n_bytes[r] = sizeof *places;
     snprintf(own->host, sizeof own->host, "%s", c->host);
     TSR_CUDA_TRY(cudaDeviceGetPCIBusId, own->device, (int)sizeof own->device, n->cuda->device);
-    return c->control->all_gather(&n->ctx, c, &c->world_group, places, own, n_bytes);
+    return c->control->all_gather(&n->ctx, c, &c->world_group, places, own, n_bytes, NULL);
 }
 
 int tsr_nccl_prepare(struct tsr_nccl *n) {
@@ -152,11 +152,13 @@ static int leave(struct tsr_nccl *n, struct tsr_nccl_lane *lane) {
 void tsr_nccl_lane_close(struct tsr_nccl *n, struct tsr_nccl_lane *lane) {
     if (lane == NULL)
         return;
-    int rc = leave(n, lane);
+    int rc = n->cuda->lost ? TSR_EIO : leave(n, lane);
+    if (rc < 0)
+        (void)tsr_nccl_fail(n, false, (enum tsr_code)rc, tsr_error_text());
     pthread_mutex_lock(&n->lock);
     forget(n, lane);
     if (lane->comm != NULL) // NULL: a failure has ended it
-        (void)(rc == 0 ? ncclCommDestroy(lane->comm) : ncclCommAbort(lane->comm));
+        (void)ncclCommDestroy(lane->comm);
     pthread_mutex_unlock(&n->lock);
     free_lane(lane);
 }

@@ -15,11 +15,7 @@ int tsr_nccl_fail(struct tsr_nccl *n, bool locked, enum tsr_code code, const cha
     if (n->failed == 0) {
         n->failed = code;
         snprintf(n->failure, sizeof n->failure, "%s", text);
-        for (struct tsr_nccl_lane *l = n->lanes; l; l = l->next)
-            if (l->comm != NULL) {
-                (void)ncclCommAbort(l->comm); // there is nobody to tell; it has failed already
-                l->comm = NULL;
-            }
+        tsr_nccl_abort(n);
     }
     code = (enum tsr_code)n->failed;
     (void)tsr_fail(code, "%s", n->failure);
@@ -116,7 +112,7 @@ int tsr_nccl_follow(struct tsr_nccl *n, struct tsr_nccl_lane *lane) {
 // The lane's oldest one when that is over, else a new one.
 static int take_op(struct tsr_nccl_lane *lane, struct tsr_nccl_op **out) {
     struct tsr_nccl_op *op = lane->oldest;
-    if (op != NULL && op->waited && cudaEventQuery(op->done) == cudaSuccess) {
+    if (op != NULL && op->waited && tsr_cuda_happened(op->done)) {
         lane->oldest = op->next;
         lane->newest = op->next != NULL ? lane->newest : NULL;
         *out = op;
@@ -162,7 +158,7 @@ int tsr_nccl_join(struct tsr_nccl *n, struct tsr_nccl_op *op) {
 // The oldest work of a lane that isn't done, or NULL.
 static const struct tsr_nccl_op *unfinished(const struct tsr_nccl_lane *lane) {
     const struct tsr_nccl_op *op = lane->oldest;
-    while (op != NULL && cudaEventQuery(op->done) == cudaSuccess)
+    while (op != NULL && tsr_cuda_happened(op->done))
         op = op->next;
     return op;
 }

@@ -70,9 +70,6 @@ tsr_plugin(const struct tsr_host *of) {
         of->comm_ops_bytes != sizeof(struct tsr_comm_ops) ||
         of->comm_bytes != sizeof(struct tsr_comm))
         return NULL;
-    // Compute, groups and pipeline lanes each have a stream; streams that share one of the driver's
-    // queues (8 unless told otherwise) would wait for each other. Read at the first call to CUDA.
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     host = of;
     return &plugin;
 }

@@ -13,6 +13,18 @@
 
 #define OBJECT "libtessera_cuda.so"
 
+void tsr_device_environment(void) {
+    // Compute, groups and pipeline lanes each have a stream; streams that share one of the driver's
+    // queues (8 unless told otherwise) would wait for each other.
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+    // A kernel that is loaded by its first launch may wait until the device has nothing to do (CUDA
+    // Programming Guide, Lazy Loading: Potential Hazards). A message that this rank receives is a
+    // kernel that waits for its peer, which may wait for what the new kernel would have made. So
+    // ranks load all kernels at the start, whatever the environment says: many images set LAZY.
+    if (tsr_comm_under_mpi())
+        setenv("CUDA_MODULE_LOADING", "EAGER", 1);
+}
+
 int tsr_device_object(char path[static TSR_PATH_MAX]) {
     const char *given = getenv("TESSERA_CUDA_OBJECT");
     char program[TSR_PATH_MAX];

@@ -20,6 +20,9 @@ struct tsr_device {
     bool joined; // the plug-in's transport is open
 };
 
+// Sets what CUDA reads from the environment at its first call. Before MPI starts, because an MPI
+// that knows CUDA makes that call.
+void tsr_device_environment(void);
 // Opens the device for `ctx`, and its transport when there are several ranks. `auto` is a CUDA
 // device on every rank, or else the CPU on every rank. A rank's device is its number on the host
 // modulo the devices. Collective. TSR_EUSAGE: what was asked for can't be had; the sentence says

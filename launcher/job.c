@@ -7,11 +7,13 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "dist/leaves.h"
+#include "dist/net.h"
 #include "launcher/options.h"
 
 int tsr_job_open(struct tsr_job *j, const char *command) {
     memset(j, 0, sizeof *j);
     j->command = command;
+    tsr_device_environment();
     if (tsr_comm_under_mpi())
         TSR_TRY(tsr_comm_open_mpi(&j->comm, NULL, NULL, &j->progress));
     else
@@ -23,7 +25,8 @@ int tsr_job_open(struct tsr_job *j, const char *command) {
 
 int tsr_job_device(struct tsr_job *j) {
     struct tsr_device_want want = tsr_device_of_run(&j->run);
-    return tsr_device_open(&j->device, &j->ctx, &j->comm, &want);
+    TSR_TRY(tsr_device_open(&j->device, &j->ctx, &j->comm, &want));
+    return tsr_agree(&j->ctx, &j->comm, tsr_net_check_device(&j->ctx, &j->model));
 }
 
 int tsr_job_load_model(struct tsr_model *m, const struct tsr_run *r) {

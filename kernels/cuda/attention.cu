@@ -25,15 +25,20 @@ template <class T> __global__ void __launch_bounds__(128) dots_kernel(dots_args<
         q.dots[(int64_t)h * q.n_tokens + token] = s;
 }
 
-static int check(enum tsr_dtype dtype, const struct tsr_cuda_attn *a) {
-    int d = a->head_dim;
+int tsr_cuda_check_heads(enum tsr_dtype dtype, int64_t d) {
     bool known = dtype == TSR_DT_F32 ? d > 0 && d <= 256
                                      : d == 64 || d == 80 || d == 96 || d == 128 || d == 256;
-    if (!known)
-        return tsr_fail(TSR_EUSAGE,
-                        "device: attention with heads of %d: expected 64, 80, 96, 128 or 256 (in "
-                        "fp32 any up to 256)",
-                        d);
+    if (known)
+        return 0;
+    return tsr_fail(
+        TSR_ECONFIG,
+        "the model's attention heads have size %lld: on a CUDA device expected 64, 80, "
+        "96, 128 or 256 in bf16, and in fp32 any up to 256 (the CPU takes any, in fp32)",
+        (long long)d);
+}
+
+static int check(enum tsr_dtype dtype, const struct tsr_cuda_attn *a) {
+    TSR_TRY(tsr_cuda_check_heads(dtype, a->head_dim));
     if (a->n_segs > 65535 || a->nq > 65535)
         return tsr_fail(TSR_EUSAGE,
                         "device: attention over %d sequences and %d heads at once: "

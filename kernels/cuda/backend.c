@@ -48,7 +48,8 @@ static int check_capability(int device) {
     TSR_TRY(capability(device, &major, &minor));
     if (10 * major + minor < OLDEST)
         return tsr_fail(TSR_EUSAGE,
-                        "device %d has compute capability %d.%d: expected 8.0 (Ampere) or newer",
+                        "device %d has compute capability %d.%d: expected 8.0 (Ampere) or newer "
+                        "(CUDA_VISIBLE_DEVICES chooses among several)",
                         device, major, minor);
     return 0;
 }
@@ -78,6 +79,18 @@ static int look_at(struct tsr_cuda *c) {
     return 0;
 }
 
+// Since CUDA 12 this makes the device's context, too.
+static int take_device(struct tsr_cuda *c) {
+    cudaError_t rc = cudaSetDevice(c->device);
+    if (rc != cudaErrorDevicesUnavailable)
+        return tsr_cuda_check("cudaSetDevice", rc);
+    (void)cudaGetLastError();
+    return tsr_fail(TSR_EUSAGE,
+                    "device %d is busy or not to be used: another process may have it to itself "
+                    "(nvidia-smi shows its compute mode)",
+                    c->device);
+}
+
 static int open_parts(struct tsr_cuda *c, enum tsr_dtype dtype) {
     int n = 0;
     if (dtype != TSR_DT_F32 && dtype != TSR_DT_BF16 && dtype != TSR_DT_F16)
@@ -87,7 +100,7 @@ static int open_parts(struct tsr_cuda *c, enum tsr_dtype dtype) {
     if (c->device < 0 || c->device >= n)
         return tsr_fail(TSR_EUSAGE, "device %d: this process sees %d of them, from 0", c->device,
                         n);
-    TSR_CUDA_TRY(cudaSetDevice, c->device);
+    TSR_TRY(take_device(c));
     TSR_TRY(look_at(c));
     TSR_CUDA_TRY(cudaStreamCreateWithFlags, &c->stream, cudaStreamNonBlocking);
     TSR_TRY(tsr_cuda_ring_open(c));
@@ -96,17 +109,18 @@ static int open_parts(struct tsr_cuda *c, enum tsr_dtype dtype) {
 }
 
 static void close_parts(struct tsr_cuda *c) {
-    tsr_cuda_lt_close(c->lt);
     if (c->recording != NULL) { // an operation failed before all were recorded
         cudaGraph_t unfinished = NULL;
         (void)cudaStreamEndCapture(c->stream, &unfinished);
         if (unfinished != NULL)
             (void)cudaGraphDestroy(unfinished);
+        c->recording = NULL;
     }
+    if (!tsr_cuda_idle(c)) // CUDA may wait for it for ever, whatever it is asked to give back
+        return;
+    tsr_cuda_lt_close(c->lt);
     while (c->n_graphs > 0)
         tsr_cuda_graph_close(c, c->graphs[c->n_graphs - 1]);
-    if (c->stream != NULL)
-        (void)cudaStreamSynchronize(c->stream);
     tsr_cuda_uploads_close(c);
     tsr_cuda_ring_close(c);
     (void)cudaFree(c->scratch);
@@ -114,6 +128,7 @@ static void close_parts(struct tsr_cuda *c) {
         (void)cudaFree(c->retired[i]);
     if (c->stream != NULL)
         (void)cudaStreamDestroy(c->stream);
+    (void)cudaGetLastError(); // of what failed here
     free(c->retired);
     free(c->pinned);
     free(c->graphs);
@@ -166,7 +181,14 @@ void tsr_cuda_set_poll(struct tsr_cuda *c, int (*poll)(void *), void *arg) {
 }
 
 static cudaError_t ask(cudaEvent_t event, cudaStream_t stream) {
-    return event != NULL ? cudaEventQuery(event) : cudaStreamQuery(stream);
+    cudaError_t rc = event != NULL ? cudaEventQuery(event) : cudaStreamQuery(stream);
+    if (rc == cudaErrorNotReady) // no error, and not one that the next launch may find
+        (void)cudaGetLastError();
+    return rc;
+}
+
+bool tsr_cuda_happened(cudaEvent_t event) {
+    return ask(event, NULL) == cudaSuccess;
 }
 
 // Asks again and again: without a pause for what takes microseconds, then with short sleeps, so
@@ -195,12 +217,30 @@ static int wait_for(struct tsr_cuda *c, cudaEvent_t event, cudaStream_t stream, 
     }
 }
 
+static int wait_unless_lost(struct tsr_cuda *c, cudaEvent_t event, cudaStream_t stream,
+                            const char *what) {
+    if (c->lost && c->poll != NULL)
+        TSR_TRY(c->poll(c->poll_arg)); // it may know why
+    if (c->lost)
+        return tsr_fail(TSR_EIO, "device %d: %s: an earlier wait for it has failed", c->device,
+                        what);
+    int rc = wait_for(c, event, stream, what);
+    c->lost = rc < 0;
+    return rc;
+}
+
+bool tsr_cuda_idle(struct tsr_cuda *c) {
+    if (!c->lost && c->stream != NULL)
+        (void)wait_unless_lost(c, NULL, c->stream, "the end of all work");
+    return !c->lost;
+}
+
 int tsr_cuda_wait(struct tsr_cuda *c, cudaEvent_t event, const char *what) {
-    return wait_for(c, event, NULL, what);
+    return wait_unless_lost(c, event, NULL, what);
 }
 
 int tsr_cuda_wait_stream(struct tsr_cuda *c, cudaStream_t stream, const char *what) {
-    return wait_for(c, NULL, stream, what);
+    return wait_unless_lost(c, NULL, stream, what);
 }
 
 int tsr_cuda_sync(struct tsr_ctx *ctx) {

@@ -28,6 +28,7 @@ struct tsr_cuda {
     int n_sms;
     bool exact;       // products are our own, whatever the library offers
     double timeout_s; // deadline of a wait
+    bool lost;        // a wait has failed: nothing is waited for any more, and no memory given back
     char name[320];   // what describe says
 
     size_t allocated, scratch_bytes;
@@ -74,9 +75,13 @@ int tsr_cuda_upload_live(struct tsr_cuda *c, const void *src, size_t n_bytes, co
 int tsr_cuda_scratch(struct tsr_cuda *c, size_t n_bytes, void **dev);
 
 // Waits until the event has happened, or c->stream has nothing left to do; asks the poll hook
-// meanwhile. TSR_ETIMEOUT names `what`, a device's failure is TSR_EIO.
+// meanwhile. TSR_ETIMEOUT names `what`, a device's failure is TSR_EIO. After a failure the device
+// is lost: each later wait fails at once, and closing leaves to the process's end what CUDA would
+// wait for without a deadline.
 int tsr_cuda_wait(struct tsr_cuda *c, cudaEvent_t event, const char *what);
 int tsr_cuda_wait_stream(struct tsr_cuda *c, cudaStream_t stream, const char *what);
+// Whether the event has happened, for all that can be seen: a device's failure is left to waits.
+bool tsr_cuda_happened(cudaEvent_t event);
 
 // `poll` is asked every millisecond or so while the host waits for the device, and once when the
 // wait is over; what it returns when that isn't 0 is what the wait returns. For transports, whose

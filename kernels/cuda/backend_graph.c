@@ -6,7 +6,7 @@
 #include <string.h>
 #include "kernels/cuda/backend_private.h"
 
-enum { CHUNK_BYTES = 64 << 10, ALIGNMENT = 16, MOST_CHUNKS = 4096 };
+enum { CHUNK_BYTES = 64 << 10, ALIGNMENT = 16 };
 
 // The same bytes on both sides.
 struct chunk {
@@ -260,10 +260,12 @@ void tsr_cuda_graphs_deliver(struct tsr_cuda *c) {
 void tsr_cuda_graph_close(struct tsr_cuda *c, struct tsr_cuda_graph *g) {
     if (g == NULL)
         return;
-    (void)cudaStreamSynchronize(c->stream);
+    bool idle = tsr_cuda_idle(c);
     for (int i = 0; i < c->n_graphs; i++)
         if (c->graphs[i] == g)
             c->graphs[i] = c->graphs[--c->n_graphs];
+    if (!idle)
+        return;
     if (g->exec != NULL)
         (void)cudaGraphExecDestroy(g->exec);
     if (g->copied != NULL)

@@ -133,8 +133,11 @@ int tsr_cuda_alloc(struct tsr_ctx *ctx, size_t n_bytes, void **out) {
 void tsr_cuda_free(struct tsr_ctx *ctx, void *p, size_t n_bytes) {
     if (p == NULL)
         return;
-    tsr_cuda_of(ctx)->allocated -= n_bytes;
-    (void)cudaFree(p); // waits for the kernels that use it; what failed before is reported by sync
+    struct tsr_cuda *c = tsr_cuda_of(ctx);
+    c->allocated -= n_bytes;
+    // It waits for the device, for ever if need be; what failed before is reported by sync.
+    if (!c->lost && cudaFree(p) != cudaSuccess)
+        (void)cudaGetLastError();
 }
 
 int tsr_cuda_zero(struct tsr_ctx *ctx, void *p, size_t n_bytes) {
@@ -175,6 +178,7 @@ int tsr_cuda_to_host(struct tsr_ctx *ctx, void *dst, const void *src, size_t n_b
     struct tsr_cuda *c = tsr_cuda_of(ctx);
     if (c->recording != NULL)
         return tsr_cuda_graph_to_host(c, dst, src, n_bytes);
+    TSR_CUDA_TRY(cudaSetDevice, c->device); // it may be another thread that asks
     if (n_bytes > 0 && tsr_cuda_is_pinned(c, dst, n_bytes)) {
         TSR_CUDA_TRY(cudaMemcpyAsync, dst, src, n_bytes, cudaMemcpyDeviceToHost, c->stream);
         return 0;
@@ -227,7 +231,8 @@ void tsr_cuda_unpin(struct tsr_ctx *ctx, void *p, size_t n_bytes) {
     struct tsr_cuda *c = tsr_cuda_of(ctx);
     for (int i = 0; i < c->n_pinned; i++)
         if (c->pinned[i].at == p && c->pinned[i].n_bytes == n_bytes) {
-            (void)cudaHostUnregister(p);
+            if (!c->lost)
+                (void)cudaHostUnregister(p);
             c->pinned[i] = c->pinned[--c->n_pinned];
             return;
         }

@@ -254,8 +254,16 @@ static int sumsq(struct tsr_ctx *ctx, double *sums, const float *g, ptrdiff_t ld
 static int adamw(struct tsr_ctx *ctx, const struct tsr_adamw *p, float *w, ptrdiff_t ldw, float *m,
                  float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
                  tsr_elem *copy) {
-    return tsr_cuda_adamw(STREAM(ctx), p, w, ldw, m, v, g, ldg, rows, cols, ctx->dtype, copy, NULL,
-                          0);
+    return tsr_cuda_adamw(STREAM(ctx), p, w, ldw, m, v, g, ldg, rows, cols, ctx->dtype, copy);
+}
+
+static int check_heads(const struct tsr_ctx *ctx, int64_t head_dim) {
+    return tsr_cuda_check_heads(ctx->dtype, head_dim);
+}
+
+static int round_by_draws(struct tsr_ctx *ctx, tsr_elem *w, ptrdiff_t ldw, const float *master,
+                          const struct tsr_rounding *r, int64_t rows, int64_t cols) {
+    return tsr_cuda_round(STREAM(ctx), ctx->dtype, w, ldw, master, r, rows, cols);
 }
 
 static int init_normal(struct tsr_ctx *ctx, tsr_elem *w, struct tsr_rng_key key, float std,
@@ -317,5 +325,7 @@ const struct tsr_ops tsr_cuda_ops = {
     .sample = sample,
     .sumsq = sumsq,
     .adamw = adamw,
+    .check_heads = check_heads,
+    .round = round_by_draws,
     .init_normal = init_normal,
 };

@@ -11,6 +11,8 @@ size_t tsr_cuda_allocated(const struct tsr_ctx *ctx);
 size_t tsr_cuda_scratch_bytes(const struct tsr_ctx *ctx);
 int tsr_cuda_memory(struct tsr_ctx *ctx, size_t *free_bytes, size_t *total_bytes);
 int tsr_cuda_sync(struct tsr_ctx *ctx);
+// Waits for the stream, for what gives memory back: false when the device is lost.
+bool tsr_cuda_idle(struct tsr_cuda *c);
 
 // ---- memory (backend_memory.c)
 int tsr_cuda_ring_open(struct tsr_cuda *c);

@@ -13,6 +13,7 @@ bool reverse_order;
 int blocks_alive = 1;
 int64_t n_spins;
 void (*enqueue_hook)(void *stream, std::function<void()> work);
+void (*load_hook)(const void *kernel, const char *name);
 
 namespace {
 
@@ -295,6 +296,11 @@ void block_barrier(int line) {
 void spin(int line) {
     n_spins++;
     pause(SPINNING, line);
+}
+
+void load(const void *kernel, const char *name) {
+    if (load_hook != nullptr)
+        load_hook(kernel, name);
 }
 
 void enqueue(void *stream, std::function<void()> work) {

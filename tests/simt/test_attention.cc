@@ -109,11 +109,11 @@ static void test_refusals(void **) {
     c.dev.head_dim = 257;
     assert_int_equal(tsr_cuda_attention(nullptr, TSR_DT_F32, &c.dev, c.o.dev, nullptr, c.q.dev,
                                         c.k.dev, c.v.dev),
-                     TSR_EUSAGE);
+                     TSR_ECONFIG);
     c.dev.head_dim = 72;
     assert_int_equal(tsr_cuda_attention(nullptr, TSR_DT_BF16, &c.dev, c.o.dev, nullptr, c.q.dev,
                                         c.k.dev, c.v.dev),
-                     TSR_EUSAGE);
+                     TSR_ECONFIG);
     c.dev.n_segs = 0;
     c.dev.head_dim = 64;
     assert_int_equal(tsr_cuda_attention(nullptr, TSR_DT_BF16, &c.dev, c.o.dev, nullptr, c.q.dev,

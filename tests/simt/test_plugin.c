@@ -35,6 +35,36 @@ static int sync_a_hanging_one(const char *object) {
     return cuda.ops->sync(&cuda);
 }
 
+// All of it comes to an end, and the sentence stays the first one: what CUDA would wait for without
+// a deadline isn't asked for.
+static int close_a_hanging_one(const char *object) {
+    struct tsr_device_opt opt = {.dtype = TSR_DT_F32, .timeout_s = 0.2};
+    char host[64] = "";
+    void *dev = NULL, *graph = NULL;
+    TSR_TRY(tsr_plugin_load(&plugin, object));
+    TSR_TRY(plugin->open(&cuda, &opt));
+    TSR_TRY(cuda.ops->pin(&cuda, host, sizeof host));
+    TSR_TRY(cuda.ops->alloc(&cuda, sizeof host, &dev));
+    TSR_TRY(cuda.ops->record(&cuda));
+    TSR_TRY(cuda.ops->zero(&cuda, dev, sizeof host));
+    TSR_TRY(cuda.ops->recorded(&cuda, &graph));
+    TSR_TRY(cuda.ops->to_host(&cuda, host, dev, sizeof host));
+    int rc = cuda.ops->sync(&cuda);
+    cuda.ops->graph_free(&cuda, graph);
+    cuda.ops->unpin(&cuda, host, sizeof host);
+    cuda.ops->free(&cuda, dev, sizeof host);
+    cuda.ops->close(&cuda);
+    return rc;
+}
+
+static int sync_twice(const char *object) {
+    struct tsr_device_opt opt = {.dtype = TSR_DT_F32, .timeout_s = 0.2};
+    TSR_TRY(tsr_plugin_load(&plugin, object));
+    TSR_TRY(plugin->open(&cuda, &opt));
+    (void)cuda.ops->sync(&cuda);
+    return cuda.ops->sync(&cuda);
+}
+
 static int pin_in_vain(const char *object) {
     struct tsr_device_opt opt = {.dtype = TSR_DT_F32, .timeout_s = 1};
     char host[64] = "twelve", back[64] = "";
@@ -109,6 +139,11 @@ static void test_opening(void **state) {
             "device's 100000 are free");
     attempt(sync_a_hanging_one, object(), "hang", TSR_ETIMEOUT,
             "device 0: waiting for the device: no end after 0 s");
+    attempt(close_a_hanging_one, object(), "hang", TSR_ETIMEOUT,
+            "device 0: waiting for the device: no end after 0 s");
+    attempt(sync_twice, object(), "hang", TSR_EIO, "an earlier wait for it has failed");
+    attempt(open_tiny, object(), "busy", TSR_EUSAGE,
+            "device 0 is busy or not to be used: another process may have it to itself");
     attempt(pin_in_vain, object(), "no-pin", TSR_EUSAGE, "copied twelve");
 }
 

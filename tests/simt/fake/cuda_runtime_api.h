@@ -7,10 +7,21 @@
 //   devices=N                                      instead of 1
 //   memory=BYTES                                   of the device, instead of 4 GiB
 //   no-pin                                         cudaHostRegister fails
-//   hang                                           a stream never ends
+//   busy                                           another process has the devices to itself
+//   hang                                           a stream never ends; what waits for it stops
+//                                                  the program
 //   lazy                                           work runs only when somebody waits for it
 //   late                                           that of the first stream does
 //   strict                                         a host that touches device memory is stopped
+//
+// It is at least as strict as the real one where its documents leave something open, and stops the
+// program (fake_rules.cc) at:
+//   * a call that waits a minute for the device, which all do that may: beside those for waiting,
+//     those that take or give back memory, and the first launch of a kernel, which loads it, unless
+//     CUDA_MODULE_LOADING was EAGER at the first call;
+//   * pinned memory that changes, or is given back, while a copy still reads it;
+//   * a stream used by a thread that is on another device;
+//   * a launch before which cudaGetLastError would find something; "not ready" counts.
 #ifndef TSR_TESTS_SIMT_FAKE_CUDA_RUNTIME_API_H
 #define TSR_TESTS_SIMT_FAKE_CUDA_RUNTIME_API_H
 
@@ -28,6 +39,8 @@ typedef enum cudaError {
     cudaErrorNoDevice,
     cudaErrorInsufficientDriver,
     cudaErrorInvalidDevice,
+    cudaErrorDevicesUnavailable,
+    cudaErrorStreamCaptureUnsupported,
     cudaErrorStreamCaptureInvalidated,
     cudaErrorHostMemoryAlreadyRegistered,
     cudaErrorHostMemoryNotRegistered,

@@ -23,6 +23,8 @@ fake_machine::fake_machine() {
     strict = has("strict");
     lazy = has("lazy");
     late = has("late");
+    const char *loading = getenv("CUDA_MODULE_LOADING");
+    eager = loading != nullptr && strcmp(loading, "EAGER") == 0;
 }
 
 fake_machine &fake() {
@@ -30,9 +32,11 @@ fake_machine &fake() {
     return m;
 }
 
+thread_local fake_thread fake_own;
+
 cudaError_t fake_error(cudaError_t rc) {
-    if (rc != cudaSuccess && rc != cudaErrorNotReady)
-        fake().last = rc;
+    if (rc != cudaSuccess)
+        fake_own.last = rc;
     return rc;
 }
 
@@ -46,6 +50,8 @@ static const struct {
     {"cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {"cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"},
     {"cudaErrorInvalidDevice", "invalid device ordinal"},
+    {"cudaErrorDevicesUnavailable", "CUDA-capable device(s) is/are busy or unavailable"},
+    {"cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
     {"cudaErrorStreamCaptureInvalidated",
      "operation failed due to a previous error during capture"},
     {"cudaErrorHostMemoryAlreadyRegistered", "part or all of the requested memory range is already "
@@ -62,8 +68,8 @@ const char *cudaGetErrorName(cudaError_t rc) {
     return errors[rc].name;
 }
 cudaError_t cudaGetLastError(void) {
-    cudaError_t rc = fake().last;
-    fake().last = cudaSuccess;
+    cudaError_t rc = fake_own.last;
+    fake_own.last = cudaSuccess;
     return rc;
 }
 
@@ -85,13 +91,15 @@ cudaError_t cudaGetDeviceCount(int *n) {
     return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int *device) {
-    *device = fake().device;
+    *device = fake_own.device;
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
     if (device < 0 || device >= fake().n_devices)
         return fake_error(cudaErrorInvalidDevice);
-    fake().device = device;
+    if (fake().has("busy"))
+        return fake_error(cudaErrorDevicesUnavailable);
+    fake_own.device = device;
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
@@ -133,6 +141,10 @@ static size_t rounded(size_t n_bytes) {
 
 cudaError_t cudaMalloc(void **p, size_t n_bytes) {
     size_t take = rounded(n_bytes);
+    if (fake_unsafe() != cudaSuccess)
+        return cudaErrorStreamCaptureUnsupported;
+    if (fake().n_messages > 0)
+        fake_finish_all();
     if (take > fake().memory - fake().used)
         return fake_error(cudaErrorMemoryAllocation);
     fake_cuda_begin_access();
@@ -149,7 +161,10 @@ cudaError_t cudaFree(void *p) {
     auto it = fake().allocated.find((char *)p);
     if (it == fake().allocated.end())
         return fake_error(cudaErrorInvalidValue);
-    cudaDeviceSynchronize();
+    if (fake_unsafe() != cudaSuccess)
+        return cudaErrorStreamCaptureUnsupported;
+    fake_wait_for_ever("cudaFree");
+    fake_finish_all();
     fake_cuda_begin_access();
     simt::release(p);
     fake().used -= it->second;
@@ -167,31 +182,46 @@ bool fake_within(const std::map<char *, size_t> &arrays, const void *p, size_t n
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t n_bytes, unsigned) {
+    if (fake_unsafe() != cudaSuccess)
+        return cudaErrorStreamCaptureUnsupported;
+    if (fake().n_messages > 0)
+        fake_finish_all();
     *p = aligned_alloc(4096, (n_bytes + 4095) / 4096 * 4096);
     if (*p == nullptr)
         return fake_error(cudaErrorMemoryAllocation);
     fake().pinned[(char *)*p] = n_bytes;
     return cudaSuccess;
 }
-cudaError_t cudaFreeHost(void *p) {
-    if (p != nullptr && fake().pinned.erase((char *)p) == 0)
-        return fake_error(cudaErrorInvalidValue);
-    cudaDeviceSynchronize();
-    free(p);
+// Ends the use of pinned memory, which is an error of its own for either kind of it.
+static cudaError_t unpin(const char *call, void *p, cudaError_t unknown) {
+    auto it = fake().pinned.find((char *)p);
+    if (it == fake().pinned.end())
+        return fake_error(unknown);
+    if (fake_unsafe() != cudaSuccess)
+        return cudaErrorStreamCaptureUnsupported;
+    fake_wait_for_ever(call);
+    fake_check_unused(p, it->second);
+    fake().pinned.erase(it);
     return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *p) {
+    cudaError_t rc = p == nullptr ? cudaSuccess : unpin("cudaFreeHost", p, cudaErrorInvalidValue);
+    if (rc == cudaSuccess)
+        free(p);
+    return rc;
 }
 cudaError_t cudaHostRegister(void *p, size_t n_bytes, unsigned) {
     if (fake().has("no-pin"))
         return fake_error(cudaErrorMemoryAllocation);
-    if (fake_within(fake().pinned, p, 1))
-        return fake_error(cudaErrorHostMemoryAlreadyRegistered);
+    for (const auto &[at, size] : fake().pinned)
+        if (at < (char *)p + n_bytes && (char *)p < at + size)
+            return fake_error(cudaErrorHostMemoryAlreadyRegistered);
     fake().pinned[(char *)p] = n_bytes;
     return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void *p) {
-    cudaDeviceSynchronize();
-    return fake().pinned.erase((char *)p) == 1 ? cudaSuccess
-                                               : fake_error(cudaErrorHostMemoryNotRegistered);
+    return unpin("cudaHostUnregister", p, cudaErrorHostMemoryNotRegistered);
 }
 
 void fake_cuda_begin_access(void) {

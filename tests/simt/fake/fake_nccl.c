@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "tests/simt/fake/fake_nccl_private.h"
 
 struct identity {
@@ -50,6 +51,7 @@ static void look_at_environment(void) {
     fake_nccl()->hang = fake_nccl()->init_hang ? 0 : number(words, "hang=");
     fake_nccl()->error = number(words, "error=");
     fake_nccl()->die = number(words, "die=");
+    fake_nccl()->abort_hang = strstr(words, "abort-hang") != NULL;
 }
 
 const char *ncclGetErrorString(ncclResult_t rc) {
@@ -83,6 +85,37 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     memset(id, 0, sizeof *id);
     memcpy(id->internal, &i, sizeof i);
     return ncclSuccess;
+}
+
+// ---- all communicators
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct ncclComm *all;
+
+static void remember(struct ncclComm *c) {
+    pthread_mutex_lock(&lock);
+    c->next = all;
+    all = c;
+    pthread_mutex_unlock(&lock);
+}
+
+static void forget(struct ncclComm *c) {
+    pthread_mutex_lock(&lock);
+    struct ncclComm **at = &all;
+    while (*at != c)
+        at = &(*at)->next;
+    *at = c->next;
+    pthread_mutex_unlock(&lock);
+}
+
+void fake_nccl_abort_all(void) {
+    pthread_mutex_lock(&lock);
+    for (struct ncclComm *c = all; c != NULL; c = c->next)
+        if (!c->aborted && c->n_queued > 0)
+            fake_nccl_stop("ncclCommAbort would wait for the work of another communicator");
+    pthread_mutex_unlock(&lock);
+    while (fake_nccl()->abort_hang)
+        pause();
 }
 
 // Each rank says to the root where it is.
@@ -131,12 +164,26 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int n_ranks, ncclUniqueId i
     c->state = ncclInProgress;
     if (!fake_nccl()->init_hang)
         begin_joining(c, i.root);
+    remember(c);
     *out = c;
     return ncclInProgress;
 }
 
-static void join_on(ncclComm_t c) {
+// What a call goes on with behind the caller's back.
+static void go_on(ncclComm_t c) {
     int done = 0;
+    if (c->asked != NULL || c->finalizing) {
+        if (!c->slow || (c->finalizing && c->n_queued > 0)) {
+            c->slow = true; // the next time
+            return;
+        }
+        fake_nccl_launch(c);
+        c->slow = false;
+        c->finalized = c->finalizing;
+        c->finalizing = false;
+        c->state = ncclSuccess;
+        return;
+    }
     MPI_Testall(c->n_requests, c->request, &done, MPI_STATUSES_IGNORE);
     if (!done)
         return;
@@ -149,7 +196,7 @@ static void join_on(ncclComm_t c) {
 ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *state) {
     if (c->state == ncclInProgress && pthread_equal(pthread_self(), fake_nccl()->main) &&
         !fake_nccl()->init_hang)
-        join_on(c);
+        go_on(c);
     if (fake_nccl()->broken && c->state == ncclSuccess)
         c->state = ncclRemoteError;
     *state = (ncclResult_t)c->state;
@@ -157,19 +204,20 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *state) {
 }
 
 ncclResult_t ncclCommFinalize(ncclComm_t c) {
-    return c->state == ncclSuccess ? ncclSuccess : ncclInvalidUsage;
+    if (c->state != ncclSuccess || c->finalized)
+        return ncclInvalidArgument;
+    c->finalizing = true;
+    c->state = ncclInProgress;
+    return ncclInProgress;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t c) {
+    if (!c->finalized || c->state != ncclSuccess)
+        fake_nccl_stop("ncclCommDestroy would wait for the other ranks");
+    forget(c);
     free(c->members);
     free(c->world);
     free(c->request);
     free(c);
-    return ncclSuccess;
-}
-
-// Queued work still looks at it.
-ncclResult_t ncclCommAbort(ncclComm_t c) {
-    c->aborted = true;
     return ncclSuccess;
 }

@@ -28,9 +28,10 @@ struct work {
     struct work *next;
 };
 
-static struct {
+static _Thread_local struct {
     int depth;
     struct work *first;
+    bool aborts;
 } group; // that is being put together
 
 static void start_work(struct work *w) {
@@ -78,8 +79,10 @@ static void free_work(struct work *w) {
 
 static int run_work(void *arg) {
     struct work *w = arg;
-    if (w->comm->aborted)
+    if (w->comm->aborted) {
+        w->comm->n_queued--;
         return 1; // MPI may still use its copies
+    }
     if (w->hangs)
         return 0;
     if (!w->started)
@@ -106,6 +109,7 @@ static int run_work(void *arg) {
     if (w->out != NULL)
         add_up(w);
     fake_cuda_end_access();
+    w->comm->n_queued--;
     free_work(w);
     return 1;
 }
@@ -148,11 +152,33 @@ ncclResult_t ncclGroupEnd(void) {
         struct work *w = all;
         all = w->next;
         w->hangs = fake_nccl()->hang != 0 && fake_nccl()->operations >= fake_nccl()->hang;
-        fake_cuda_enqueue(w->stream, run_work, w);
+        w->next = w->comm->asked;
+        w->comm->asked = w;
+        w->comm->state = ncclInProgress;
     }
+    if (group.aborts)
+        fake_nccl_abort_all();
+    group.aborts = false;
     fake_nccl()->broken = fake_nccl()->broken || (fake_nccl()->error != 0 &&
                                                   fake_nccl()->operations >= fake_nccl()->error);
     return ncclInProgress;
+}
+
+void fake_nccl_launch(struct ncclComm *c) {
+    while (c->asked != NULL) {
+        struct work *w = c->asked;
+        c->asked = w->next;
+        c->n_queued++;
+        fake_cuda_enqueue(w->stream, run_work, w);
+    }
+}
+
+// Queued work still looks at it.
+ncclResult_t ncclCommAbort(ncclComm_t c) {
+    ncclGroupStart();
+    c->aborted = true;
+    group.aborts = true;
+    return ncclGroupEnd();
 }
 
 static size_t size_of(ncclDataType_t type) {
@@ -161,7 +187,7 @@ static size_t size_of(ncclDataType_t type) {
 
 // Every call is a group of its own when it stands outside of one.
 static struct work *open_call(ncclComm_t comm, cudaStream_t stream) {
-    if (comm->state == ncclInProgress || comm->aborted)
+    if (comm->state != ncclSuccess || comm->aborted || comm->finalized)
         return NULL;
     ncclGroupStart();
     return work_of(comm, stream);

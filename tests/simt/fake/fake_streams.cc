@@ -6,10 +6,6 @@
 #include "tests/simt/fake/fake_machine.h"
 #include "tests/simt/simt.h"
 
-static CUstream_st *of(cudaStream_t stream) {
-    return stream != nullptr ? stream : &fake().null_stream;
-}
-
 // Runs the stream's work in order until some of it isn't done yet; true when `number` is.
 static bool advance(CUstream_st *s, uint64_t number) {
     while (s->done < number && !s->queue.empty() && !s->running) {
@@ -44,8 +40,18 @@ static bool reached(CUstream_st *s, uint64_t number) {
 }
 
 static void drain(CUstream_st *s, uint64_t number) {
-    while (!reached(s, number))
+    const double begun = tsr_now();
+    while (!reached(s, number)) {
         sched_yield();
+        if (tsr_now() - begun > 60)
+            fake_stop("a call that waits for the device, as it may do, doesn't come back");
+    }
+}
+
+void fake_finish_all() {
+    drain(&fake().null_stream, fake().null_stream.asked);
+    for (size_t i = 0; i < fake().streams.size(); i++)
+        drain(fake().streams[i], fake().streams[i]->asked);
 }
 
 static void enqueue_task(CUstream_st *s, fake_task t) {
@@ -56,7 +62,7 @@ static void enqueue_task(CUstream_st *s, fake_task t) {
 }
 
 static void enqueue(void *stream, fake_work w) {
-    CUstream_st *s = of((cudaStream_t)stream);
+    CUstream_st *s = fake_stream_of((cudaStream_t)stream);
     if (s->capture != nullptr) {
         s->capture->nodes.push_back(std::move(w));
         return;
@@ -73,11 +79,17 @@ static void enqueue(void *stream, fake_work w) {
 static const bool hooked = (simt::enqueue_hook = enqueue, true);
 
 void fake_cuda_enqueue(cudaStream_t stream, int (*work)(void *arg), void *arg) {
-    enqueue_task(of(stream), [=] { return work(arg) != 0; });
+    fake().n_messages++;
+    enqueue_task(fake_stream_of(stream), [=] {
+        bool done = work(arg) != 0;
+        fake().n_messages -= done;
+        return done;
+    });
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     *stream = new CUstream_st;
+    (*stream)->device = fake_own.device;
     fake().streams.push_back(*stream);
     return hooked ? cudaSuccess : cudaErrorUnknown;
 }
@@ -86,24 +98,34 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     drain(stream, stream->asked);
+    fake_forget_stream(stream);
     auto &all = fake().streams;
     all.erase(std::find(all.begin(), all.end(), stream));
     delete stream;
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    drain(of(stream), of(stream)->asked);
+    CUstream_st *s = fake_stream_of(stream);
+    if (fake_not_captured(s) != cudaSuccess)
+        return cudaErrorStreamCaptureUnsupported;
+    fake_wait_for_ever("cudaStreamSynchronize");
+    drain(s, s->asked);
     return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-    if (fake().has("hang"))
-        return cudaErrorNotReady;
-    return reached(of(stream), of(stream)->asked) ? cudaSuccess : cudaErrorNotReady;
+    CUstream_st *s = fake_stream_of(stream);
+    if (fake_not_captured(s) != cudaSuccess)
+        return cudaErrorStreamCaptureUnsupported;
+    if (fake().has("hang") || !reached(s, s->asked))
+        return fake_error(cudaErrorNotReady);
+    return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize(void) {
-    cudaStreamSynchronize(nullptr);
-    for (size_t i = 0; i < fake().streams.size(); i++)
-        cudaStreamSynchronize(fake().streams[i]);
+    for (CUstream_st *s : fake().streams)
+        if (fake_not_captured(s) != cudaSuccess)
+            return cudaErrorStreamCaptureUnsupported;
+    fake_wait_for_ever("cudaDeviceSynchronize");
+    fake_finish_all();
     return cudaSuccess;
 }
 
@@ -116,7 +138,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    CUstream_st *s = of(stream);
+    CUstream_st *s = fake_stream_of(stream);
     if (s->capture != nullptr)
         return fake_error(cudaErrorStreamCaptureInvalidated); // orders nothing outside of the graph
     enqueue(stream, [=] { event->at = tsr_now(); });
@@ -125,15 +147,17 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    fake_wait_for_ever("cudaEventSynchronize");
     if (event->stream != nullptr)
         drain(event->stream, event->number);
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-    if (fake().has("hang") && event->stream != nullptr)
-        return cudaErrorNotReady;
-    bool done = event->stream == nullptr || reached(event->stream, event->number);
-    return done ? cudaSuccess : cudaErrorNotReady;
+    if (fake_unsafe() != cudaSuccess)
+        return cudaErrorStreamCaptureUnsupported;
+    bool done =
+        event->stream == nullptr || (!fake().has("hang") && reached(event->stream, event->number));
+    return done ? cudaSuccess : fake_error(cudaErrorNotReady);
 }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
     *ms = (float)((end->at - begin->at) * 1e3);
@@ -143,21 +167,30 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     CUstream_st *other = event->stream;
     uint64_t number = event->number;
-    if (other != nullptr && other != of(stream))
-        enqueue_task(of(stream), [=] { return advance(other, number); });
+    CUstream_st *s = fake_stream_of(stream);
+    if (other != nullptr && other != s)
+        enqueue_task(s, [=] { return advance(other, number); });
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
     if (stream == nullptr || stream->capture != nullptr)
         return fake_error(cudaErrorInvalidValue);
     stream->capture = new CUgraph_st;
+    stream->relaxed = mode == cudaStreamCaptureModeRelaxed;
+    stream->broken = false;
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     *graph = stream->capture;
     stream->capture = nullptr;
-    return *graph != nullptr ? cudaSuccess : fake_error(cudaErrorInvalidValue);
+    if (*graph == nullptr)
+        return fake_error(cudaErrorInvalidValue);
+    if (!stream->broken)
+        return cudaSuccess;
+    delete *graph;
+    *graph = nullptr;
+    return fake_error(cudaErrorStreamCaptureInvalidated);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
     *exec = new CUgraphExec_st{graph->nodes};
@@ -177,7 +210,8 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     return cudaSuccess;
 }
 
-// A copy to or from memory that isn't pinned is done when the call returns.
+// A copy to or from memory that isn't pinned is done when the call returns. Pinned memory of the
+// host mustn't change before it has been copied.
 static cudaError_t copy(void *dst, const void *src, size_t n_bytes, enum cudaMemcpyKind kind,
                         cudaStream_t stream, fake_work w) {
     bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
@@ -187,10 +221,20 @@ static cudaError_t copy(void *dst, const void *src, size_t n_bytes, enum cudaMem
         return fake_error(cudaErrorInvalidValue);
     bool pinned = (to_device || fake_within(fake().pinned, dst, n_bytes)) &&
                   (from_device || fake_within(fake().pinned, src, n_bytes));
-    if (!pinned && of(stream)->capture != nullptr)
+    CUstream_st *s = fake_stream_of(stream);
+    if (!pinned && s->capture != nullptr)
         return fake_error(cudaErrorStreamCaptureInvalidated);
-    enqueue(stream, std::move(w));
-    return pinned ? cudaSuccess : cudaStreamSynchronize(stream);
+    if (!pinned || s->capture != nullptr || to_device == from_device) {
+        enqueue(stream, std::move(w));
+        return pinned ? cudaSuccess : cudaStreamSynchronize(stream);
+    }
+    uint64_t sum = fake_use(s, s->asked + 1, to_device ? src : dst, n_bytes);
+    enqueue(stream, [=] {
+        if (to_device && fake_sum(src, n_bytes) != sum)
+            fake_stop("pinned memory changed before it was copied to the device");
+        w();
+    });
+    return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, enum cudaMemcpyKind kind,

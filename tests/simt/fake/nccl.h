@@ -8,7 +8,13 @@
 //   hang=N        from its Nth operation on (from 1) this rank neither sends nor receives
 //   error=N       after its Nth operation communicators have a remote error
 //   die=N         the process ends at its Nth operation
+//   abort-hang    aborting never returns
 // An operation is a group of calls, or a call outside of one.
+//
+// As in the real one a call on a communicator is in progress until its state has been asked for,
+// and only then its work is in the stream. It stops the program when a communicator is aborted
+// while another one, not aborted in the same group, has work on the device: the real one waits for
+// that.
 #ifndef TSR_TESTS_SIMT_FAKE_NCCL_H
 #define TSR_TESTS_SIMT_FAKE_NCCL_H
 
