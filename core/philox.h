@@ -42,6 +42,7 @@ enum tsr_rng_purpose {
     TSR_RNG_DROP_FFN = 7,
     TSR_RNG_DROP_FFN_OUT = 8,
     TSR_RNG_BENCH = 9,
+    TSR_RNG_ROUND = 10,
 };
 
 // Derives the key of one stream: `a` and `b` are, for instance, a layer and the high half of a

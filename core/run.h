@@ -57,7 +57,8 @@ struct tsr_run {
         int64_t warmup, decay; // decay: last steps of wsd, -1: a fifth of steps
         double min_lr, beta1, beta2, eps, weight_decay, clip;
         int precision, recompute;
-        int64_t eval_every; // 0: never
+        bool stochastic_rounding; // of bf16 weights
+        int64_t eval_every;       // 0: never
         struct {
             double embedding, attention, residual, ffn;
         } dropout;

@@ -209,6 +209,11 @@ static void check_device(struct tsr_reader *rd) {
     if (fields_are_good(rd, FIELDS("train.precision", "device.backend"), &at) &&
         rd->r->train.precision == TSR_BF16 && rd->r->device.backend == TSR_BACKEND_CPU)
         tsr_mistake(rd, at, "train.precision: bf16 needs a CUDA device: on the cpu use fp32");
+    if (fields_are_good(rd, FIELDS("train.stochastic_rounding", "train.precision"), &at) &&
+        rd->r->train.stochastic_rounding && rd->r->train.precision != TSR_BF16)
+        tsr_mistake(rd, at,
+                    "train.stochastic_rounding: needs train.precision: bf16; fp32 weights aren't "
+                    "rounded");
 }
 
 void tsr_run_check(struct tsr_reader *rd) {

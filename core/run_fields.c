@@ -86,6 +86,10 @@ const struct tsr_field tsr_fields[TSR_N_FIELDS] = {
      .help = "largest norm of the whole gradient; 0: no clipping"},
     {"train.precision", ENUM(precisions), AT(train.precision), .dflt = "fp32",
      .help = "of activations and gradients; master weights are always fp32"},
+    {"train.stochastic_rounding", TSR_FIELD_BOOL, AT(train.stochastic_rounding), .dflt = "false",
+     .fixed = true,
+     .help = "bf16 only: round updated weights up or down at random, with the mean unchanged; "
+             "false: to nearest"},
     {"train.recompute", ENUM(recomputes), AT(train.recompute), .dflt = "none",
      .help = "activations to compute again in backward instead of keeping them"},
     {"train.eval_every", INT(0, NO_LIMIT), AT(train.eval_every), .dflt = "0",
@@ -144,7 +148,8 @@ const struct tsr_field tsr_fields[TSR_N_FIELDS] = {
     {"checkpoint.keep", INT(0, NO_LIMIT), AT(checkpoint.keep), .dflt = "0",
      .help = "newest checkpoints to keep; 0: all"},
     {"checkpoint.async", TSR_FIELD_BOOL, AT(checkpoint.async), .dflt = "true",
-     .help = "write checkpoints while training goes on, from a copy in memory"},
+     .help = "write checkpoints while training goes on, from a copy in memory; false: training waits, "
+             "and there is no copy"},
     {"checkpoint.resume", TSR_FIELD_RESUME, AT(checkpoint.resume), .words = resumes,
      .dflt = "auto",
      .help = "auto: from the newest good checkpoint of run.dir, if any; none: start again; or a "

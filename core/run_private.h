@@ -33,7 +33,7 @@ struct tsr_field {
     const char *help;
 };
 
-enum { TSR_N_FIELDS = 60 };
+enum { TSR_N_FIELDS = 61 };
 extern const struct tsr_field tsr_fields[TSR_N_FIELDS];
 
 static inline void *tsr_field_at(const struct tsr_field *f, const struct tsr_run *r) {

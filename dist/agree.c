@@ -4,7 +4,22 @@
 #include <stdlib.h>
 #include "core/error.h"
 #include "dist/leaves.h"
-#include "dist/zero.h"
+#include "dist/update.h"
+
+int tsr_step_sums_open(struct tsr_net *net) {
+    size_t n_bytes = (size_t)net->n_sums * sizeof *net->host_sums;
+    net->host_sums = calloc(1, n_bytes + 1);
+    if (!net->host_sums)
+        return tsr_fail(TSR_ENOMEM, "no memory for the sums of a step");
+    return net->ctx->ops->pin(net->ctx, net->host_sums, n_bytes);
+}
+
+void tsr_step_sums_close(struct tsr_net *net) {
+    if (net->host_sums)
+        net->ctx->ops->unpin(net->ctx, net->host_sums,
+                             (size_t)net->n_sums * sizeof *net->host_sums);
+    free(net->host_sums);
+}
 
 // Sums of squares of the row blocks of piece v of a parameter that this rank owns, which stand at
 // net->sums[*at]: asked for (`out` is NULL), or read on the host.

@@ -77,9 +77,17 @@ static int row_parallel(struct tsr_net *net, const struct tsr_batch *b, struct t
                         struct tsr_cut cut, struct tsr_dropout drop) {
     if (net->mesh.tp == 1 && drop.p == 0.0f)
         return tsr_row_linear(net, out, false, in, b->n, weight, cut, bias, residual);
-    TSR_TRY(tsr_row_linear(net, w->sum, true, in, b->n, weight, cut, NULL, NULL));
-    TSR_TRY(tsr_tp_sum(net, b, w->sum, NULL, w->staged));
-    int c = (int)net->m->hidden;
+    int c = (int)net->m->hidden, n = tsr_tp_parts(net, b);
+    struct tsr_request r[TSR_TP_PARTS];
+    for (int i = 0; i < n; i++) {
+        struct tsr_range rows = tsr_tp_part(net, b, i, n);
+        TSR_TRY(tsr_row_linear(net, w->sum + rows.lo * c, true,
+                               tsr_at(net->ctx, in, rows.lo * weight->cols),
+                               (int)tsr_range_len(rows), weight, cut, NULL, NULL));
+        TSR_TRY(tsr_tp_sum_begin(net, b, rows, w->sum, w->staged, &r[i]));
+    }
+    for (int i = 0; i < n; i++)
+        TSR_TRY(tsr_tp_sum_end(net, b, w->sum, NULL, &r[i]));
     return net->ctx->ops->bias_dropout_add(net->ctx, out, residual, w->sum, true,
                                            bias ? bias->w : NULL, &drop, b->local_segs,
                                            b->n_local_segs, c, c, 0);
@@ -168,13 +176,24 @@ static int row_parallel_backward(struct tsr_net *net, const struct tsr_batch *b,
     return tsr_tp_rows(net, b, d, w->whole2, w->staged, dy);
 }
 
-// w->part (Nl, C) = gradient of what column-parallel products read, summed over ranks by the tree.
-static int column_parallel_dx(struct tsr_net *net, const struct tsr_batch *b, struct tsr_work *w,
-                              const struct tsr_dx_source *sources, int n) {
+// The gradients of column-parallel products h w^T: of what they read, w->part (Nl, C), summed over
+// ranks by the tree, and meanwhile of the weights and biases. `rows`: the gather of `in`, under
+// way.
+static int column_parallel_backward(struct tsr_net *net, const struct tsr_batch *b,
+                                    struct tsr_work *w, const tsr_elem *in,
+                                    struct tsr_request *rows, const struct tsr_dx_source *sources,
+                                    struct tsr_param *const *biases, int n) {
     bool joined = net->mesh.tp > 1;
-    void *dx = joined ? w->sum : w->part;
-    TSR_TRY(tsr_column_linear_dx(net, dx, joined, b->n, sources, n));
-    return tsr_tp_sum(net, b, w->sum, w->part, w->staged);
+    const tsr_elem *h;
+    struct tsr_request sum;
+    TSR_TRY(tsr_column_linear_dx(net, joined ? (void *)w->sum : w->part, joined, b->n, sources, n));
+    TSR_TRY(tsr_tp_rows_end(net, b, in, w->whole1, w->staged, rows, &h));
+    TSR_TRY(tsr_tp_sum_begin(net, b, (struct tsr_range){0, b->n}, w->sum, w->staged, &sum));
+    for (int i = 0; i < n; i++) {
+        TSR_TRY(tsr_linear_dw(net, b, sources[i].w, sources[i].dy, h));
+        TSR_TRY(tsr_column_bias_grad(net, b, biases[i], sources[i].dy));
+    }
+    return tsr_tp_sum_end(net, b, w->sum, w->part, &sum);
 }
 
 // w->part (Nl, C) = gradient of `in` of ffn_forward, given d (Nl, C) of its sum.
@@ -187,29 +206,26 @@ static int ffn_backward(struct tsr_net *net, int layer, const struct tsr_batch *
     struct tsr_dropout out_drop =
         dropout_of(net, net->opt.dropout.residual, TSR_RNG_DROP_FFN_OUT, layer, true);
     struct tsr_dropout drop = dropout_of(net, net->opt.dropout.ffn, TSR_RNG_DROP_FFN, layer, true);
-    const tsr_elem *dy, *h;
+    const tsr_elem *dy;
+    struct tsr_request rows;
     TSR_TRY(row_parallel_backward(net, b, w, d, out_drop, P(DOWN_B), &dy));
+    TSR_TRY(tsr_tp_rows_begin(net, b, in, w->staged, &rows));
     TSR_TRY(tsr_row_linear_dx(net, w->da, dy, b->n, P(DOWN_W)));
     TSR_TRY(tsr_linear_dw(net, b, P(DOWN_W), dy, a->a));
     if (drop.p != 0.0f)
         TSR_TRY(ops->dropout_bwd(net->ctx, w->da, w->da, &drop, b->whole_segs, b->n_seqs, f, f,
                                  net->f.lo));
-    TSR_TRY(tsr_tp_rows(net, b, in, w->whole1, w->staged, &h));
     struct tsr_cut columns = {net->f_bound, 1};
-    struct tsr_dx_source src[2] = {{a->gate, P(GATE_W), columns}, {w->da, P(UP_W), columns}};
-    if (net->m->gated) {
-        // What was saved is used up: its place holds the gradient.
-        TSR_TRY(ops->gated_bwd(net->ctx, net->m->act, a->gate, a->up, w->da, a->gate, a->up, n));
-        src[1].dy = a->up;
-        TSR_TRY(tsr_linear_dw(net, b, P(GATE_W), src[0].dy, h));
-        TSR_TRY(tsr_column_bias_grad(net, b, P(GATE_B), src[0].dy));
-    } else {
+    if (!net->m->gated) {
         TSR_TRY(ops->act_bwd(net->ctx, net->m->act, w->da, w->da, a->up, n));
+        struct tsr_dx_source up = {w->da, P(UP_W), columns};
+        return column_parallel_backward(net, b, w, in, &rows, &up, &P(UP_B), 1);
     }
-    TSR_TRY(tsr_linear_dw(net, b, P(UP_W), src[1].dy, h));
-    TSR_TRY(tsr_column_bias_grad(net, b, P(UP_B), src[1].dy));
-    int skip = net->m->gated ? 0 : 1;
-    return column_parallel_dx(net, b, w, src + skip, 2 - skip);
+    // What was saved is used up: its place holds the gradient.
+    TSR_TRY(ops->gated_bwd(net->ctx, net->m->act, a->gate, a->up, w->da, a->gate, a->up, n));
+    struct tsr_dx_source src[2] = {{a->gate, P(GATE_W), columns}, {a->up, P(UP_W), columns}};
+    struct tsr_param *biases[2] = {P(GATE_B), P(UP_B)};
+    return column_parallel_backward(net, b, w, in, &rows, src, biases, 2);
 }
 
 // Moves the shared heads of one side between dkv (N, nkv, D), of type `dtype`, and its half
@@ -263,7 +279,7 @@ static int join_kv(struct tsr_net *net, const struct tsr_batch *b, struct tsr_wo
     TSR_TRY(join_slots(net, b, w, w->dv, w->slot_v, half[1]));
     if (!shared)
         return 0;
-    TSR_TRY(net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, w->shared, 2 * n));
+    TSR_TRY(net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, w->shared, 2 * n, NULL));
     TSR_TRY(move_shared(net, b, half[0], w->dk, net->ctx->dtype, false));
     return move_shared(net, b, half[1], w->dv, net->ctx->dtype, false);
 }
@@ -285,23 +301,19 @@ static int attention_backward(struct tsr_net *net, int layer, const struct tsr_b
                               const tsr_elem *d) {
     struct tsr_dropout drop =
         dropout_of(net, net->opt.dropout.residual, TSR_RNG_DROP_ATTN_OUT, layer, true);
-    const tsr_elem *dy, *h;
+    const tsr_elem *dy;
+    struct tsr_request rows;
     TSR_TRY(row_parallel_backward(net, b, w, d, drop, P(O_B), &dy));
+    TSR_TRY(tsr_tp_rows_begin(net, b, in, w->staged, &rows));
     TSR_TRY(tsr_linear_dw(net, b, P(O_W), dy, a->o));
     TSR_TRY(tsr_row_linear_dx(net, w->part, dy, b->n, P(O_W))); // d of o: (N, nq D)
     TSR_TRY(attention_core_backward(net, layer, b, a, w));
-    TSR_TRY(tsr_tp_rows(net, b, in, w->whole1, w->staged, &h));
-    TSR_TRY(tsr_linear_dw(net, b, P(Q_W), w->dq, h));
-    TSR_TRY(tsr_linear_dw(net, b, P(K_W), w->dk, h));
-    TSR_TRY(tsr_linear_dw(net, b, P(V_W), w->dv, h));
-    TSR_TRY(tsr_column_bias_grad(net, b, P(Q_B), w->dq));
-    TSR_TRY(tsr_column_bias_grad(net, b, P(K_B), w->dk));
-    TSR_TRY(tsr_column_bias_grad(net, b, P(V_B), w->dv));
     int D = (int)net->m->head_dim;
     struct tsr_dx_source src[3] = {{w->dq, P(Q_W), {net->q_bound, D}},
                                    {w->dk, P(K_W), {net->kv_first, D}},
                                    {w->dv, P(V_W), {net->kv_first, D}}};
-    return column_parallel_dx(net, b, w, src, 3);
+    struct tsr_param *biases[3] = {P(Q_B), P(K_B), P(V_B)};
+    return column_parallel_backward(net, b, w, in, &rows, src, biases, 3);
 }
 
 // Fills what the mode didn't keep: the same operations give the same bits.

@@ -60,18 +60,25 @@ struct tsr_comm_ops {
                       int n_ranks, enum tsr_traffic kind);
     void (*group_close)(struct tsr_comm *, struct tsr_group *g);
 
-    // buf(n) = tree over ranks of buf, on every rank. In place. A maximum that meets a NaN is NaN.
-    int (*all_reduce)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
-                      size_t n);
+    // The three collectives that may run beside computation take a request: NULL means that what
+    // ctx->stream is asked for next sees the result; else that holds from wait on, until when the
+    // buffers stay untouched. A group's requests are waited for in the order of the calls. A
+    // transport without streams of its own has the result at once and a request that waits for
+    // nothing.
+
+    // buf(n) = tree over ranks of buf, on every rank. In place.
+    int (*all_reduce)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf, size_t n,
+                      struct tsr_request *r);
+    // As all_reduce, of the maximum; one that meets a NaN is NaN.
     int (*all_reduce_max)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *buf,
                           size_t n);
     // send holds one contiguous slice per rank, counts[r] elements each, in rank order; recv
     // (counts[rank]) = tree over ranks of this rank's slice; recv may be that slice inside send.
     int (*reduce_scatter)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, float *recv,
-                          const float *send, const size_t *counts);
+                          const float *send, const size_t *counts, struct tsr_request *r);
     // recv = the ranks' slices in rank order; send may lie in its place inside recv.
     int (*all_gather)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *recv,
-                      const void *send, const size_t *n_bytes);
+                      const void *send, const size_t *n_bytes, struct tsr_request *r);
     int (*broadcast)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf,
                      size_t n_bytes, int root);
     // Returns when all ranks of the group have called it; `what` names the wait in messages.
@@ -88,6 +95,10 @@ struct tsr_comm_ops {
     int (*recv)(struct tsr_ctx *, struct tsr_comm *, struct tsr_group *, void *buf, size_t n_bytes,
                 int from, int tag, struct tsr_request *r);
     int (*wait)(struct tsr_ctx *, struct tsr_comm *, struct tsr_request *r);
+
+    // Whether a collective with a request runs beside computation: what it costs to cut work in
+    // parts for it is then worth paying.
+    bool overlaps;
 
     // Asks the transport whether it has noticed that a peer failed; then all waits in it are ended
     // and TSR_EPEER is returned. Any thread. NULL: it has nothing to ask.
@@ -111,6 +122,7 @@ struct tsr_comm {
     void *impl;          // of the host's transport
     void *device;        // of the devices' transport, or NULL
     size_t buffer_bytes; // that its open groups hold for the ranks to meet in
+    size_t device_bytes; // of ctx->ops->alloc that they hold
     bool pretend;        // nothing is sent, only counted; there is nobody else
 };
 

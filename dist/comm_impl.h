@@ -7,6 +7,12 @@
 // Fills what needs no transport: one rank, host name, deadline from the environment (TSR_EUSAGE).
 int tsr_comm_init(struct tsr_comm *c, struct tsr_progress *p);
 
+// The request of a collective that is complete already.
+static inline void tsr_request_done(struct tsr_request *r) {
+    if (r)
+        *r = (struct tsr_request){0};
+}
+
 // Bytes that a rank holds for a group's meetings: its part of the window of shared memory, or the
 // scratch for messages between hosts.
 size_t tsr_comm_group_bytes(int n_ranks, bool one_host);

@@ -32,6 +32,7 @@ static const struct tsr_comm_ops nccl_ops = {
     .send = tsr_nccl_send,
     .recv = tsr_nccl_recv,
     .wait = tsr_nccl_wait,
+    .overlaps = true,
     .poll = tsr_nccl_poll,
 };
 

@@ -34,10 +34,14 @@ static int start(struct call *x, struct tsr_comm *c, struct tsr_group *group, co
     return tsr_nccl_follow(n, x->lane);
 }
 
-static int finish(struct call *x) {
+// Without a request the compute stream waits at once.
+static int finish(struct call *x, struct tsr_request *r) {
     struct tsr_nccl_op *op = NULL;
     TSR_TRY(tsr_nccl_mark(x->n, x->lane, x->what, &op));
-    TSR_TRY(tsr_nccl_join(x->n, op));
+    if (r)
+        *r = (struct tsr_request){.impl = {NULL, op}, .what = x->what, .peer = -1};
+    else
+        TSR_TRY(tsr_nccl_join(x->n, op));
     x->n->comm->seconds += tsr_now() - x->begun;
     return 0;
 }
@@ -159,30 +163,31 @@ static int library_sum(struct call *x, float *buf, size_t n) {
 }
 
 static int reduce_call(struct tsr_comm *c, struct tsr_group *group, joiner *join, float *buf,
-                       size_t n, bool by_library, const char *what) {
+                       size_t n, bool by_library, const char *what, struct tsr_request *r) {
     struct call x;
     count_call(c);
+    tsr_request_done(r);
     if (group->size == 1 || n == 0)
         return 0;
     TSR_TRY(start(&x, c, group, what));
     TSR_TRY(by_library ? library_sum(&x, buf, n) : reduce(&x, join, buf, n));
     size_t own = (size_t)tsr_range_len(tsr_piece((int64_t)n, group->rank, group->size));
     c->bytes_sent[x.g->kind] += sizeof *buf * (n - own + own * (size_t)(group->size - 1));
-    return finish(&x);
+    return finish(&x, r);
 }
 
 int tsr_nccl_all_reduce(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group,
-                        float *buf, size_t n) {
+                        float *buf, size_t n, struct tsr_request *r) {
     (void)ctx;
     return reduce_call(c, group, tsr_cuda_tree_add, buf, n, !tsr_nccl_of(c)->cuda->exact,
-                       "all_reduce");
+                       "all_reduce", r);
 }
 
 // NCCL's maximum may lose a NaN.
 int tsr_nccl_all_reduce_max(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group,
                             float *buf, size_t n) {
     (void)ctx;
-    return reduce_call(c, group, tsr_cuda_tree_max, buf, n, false, "all_reduce_max");
+    return reduce_call(c, group, tsr_cuda_tree_max, buf, n, false, "all_reduce_max", NULL);
 }
 
 // ---- uneven slices
@@ -221,9 +226,11 @@ static int library_scatter(struct call *x, float *recv_at, const float *send_at,
 }
 
 int tsr_nccl_reduce_scatter(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group,
-                            float *recv_at, const float *send_at, const size_t *counts) {
+                            float *recv_at, const float *send_at, const size_t *counts,
+                            struct tsr_request *r) {
     struct call x;
     count_call(c);
+    tsr_request_done(r);
     if (group->size == 1)
         return recv_at == send_at || counts[0] == 0
                    ? 0
@@ -233,7 +240,7 @@ int tsr_nccl_reduce_scatter(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_
     TSR_TRY(even && !x.n->cuda->exact ? library_scatter(&x, recv_at, send_at, counts[0])
                                       : reduce_scatter(&x, recv_at, send_at));
     c->bytes_sent[x.g->kind] += sizeof *send_at * (x.g->offset[x.g->size] - counts[x.g->rank]);
-    return finish(&x);
+    return finish(&x, r);
 }
 
 static int gather(struct call *x, char *buf, size_t most) {
@@ -252,14 +259,16 @@ static int library_gather(struct call *x, char *buf, size_t n) {
 }
 
 int tsr_nccl_all_gather(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group,
-                        void *recv_at, const void *send_at, const size_t *n_bytes) {
+                        void *recv_at, const void *send_at, const size_t *n_bytes,
+                        struct tsr_request *r) {
     struct call x;
     size_t at = 0, most = 1, mine = n_bytes[group->rank];
-    for (int r = 0; r < group->size; r++) {
-        at += r < group->rank ? n_bytes[r] : 0;
-        most = n_bytes[r] > most ? n_bytes[r] : most;
+    for (int i = 0; i < group->size; i++) {
+        at += i < group->rank ? n_bytes[i] : 0;
+        most = n_bytes[i] > most ? n_bytes[i] : most;
     }
     count_call(c);
+    tsr_request_done(r);
     if (mine && (char *)recv_at + at != send_at)
         TSR_TRY(ctx->ops->copy(ctx, (char *)recv_at + at, send_at, mine));
     if (group->size == 1)
@@ -269,7 +278,7 @@ int tsr_nccl_all_gather(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_grou
     bool even = set_offsets(x.g, n_bytes);
     TSR_TRY(even && mine ? library_gather(&x, recv_at, mine) : gather(&x, recv_at, most));
     c->bytes_sent[x.g->kind] += mine * (size_t)(group->size - 1);
-    return finish(&x);
+    return finish(&x, r);
 }
 
 int tsr_nccl_broadcast(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *group, void *buf,
@@ -287,5 +296,5 @@ int tsr_nccl_broadcast(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group
     TSR_TRY(tsr_nccl_end(x.n, x.lane, rc, x.what));
     c->bytes_sent[x.g->kind] +=
         n_bytes * (size_t)tsr_broadcast_children(group->rank, group->size, root);
-    return finish(&x);
+    return finish(&x, NULL);
 }

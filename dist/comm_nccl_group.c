@@ -21,15 +21,25 @@ static int get_id(const struct tsr_comm *c, ncclUniqueId *id, const char *name) 
 
 // ---- collectives
 
+static size_t scratch_bytes(const struct tsr_nccl_group *g) {
+    return (size_t)g->size * g->stride * sizeof(float);
+}
+
+static size_t leaves_bytes(const struct tsr_nccl_group *g) {
+    return (size_t)g->size * sizeof *g->leaves;
+}
+
 static int open_scratch(struct tsr_nccl *n, struct tsr_nccl_group *g) {
     struct tsr_ctx *ctx = &n->ctx;
     void *p = NULL;
     size_t n_leaves = (size_t)g->size;
     g->stride = g->part = TSR_NCCL_SCRATCH / sizeof(float) / n_leaves / 4 * 4;
-    TSR_TRY(ctx->ops->alloc(ctx, n_leaves * g->stride * sizeof(float), &p));
+    TSR_TRY(ctx->ops->alloc(ctx, scratch_bytes(g), &p));
     g->scratch = p;
-    TSR_TRY(ctx->ops->alloc(ctx, n_leaves * sizeof *g->leaves, &p));
+    n->comm->device_bytes += scratch_bytes(g);
+    TSR_TRY(ctx->ops->alloc(ctx, leaves_bytes(g), &p));
     g->leaves = p;
+    n->comm->device_bytes += leaves_bytes(g);
     const float **leaves = calloc(n_leaves, sizeof *leaves);
     if (leaves == NULL)
         return no_memory(n->comm, g->name);
@@ -47,7 +57,7 @@ static int try_out(struct tsr_nccl *n, struct tsr_group *group) {
     struct tsr_comm *c = n->comm;
     float *some = g->scratch + g->stride - (size_t)g->size; // not used by such a short sum
     TSR_TRY(n->ctx.ops->zero(&n->ctx, some, (size_t)g->size * sizeof *some));
-    TSR_TRY(tsr_nccl_all_reduce(&n->ctx, c, group, some, (size_t)g->size));
+    TSR_TRY(tsr_nccl_all_reduce(&n->ctx, c, group, some, (size_t)g->size, NULL));
     return n->ctx.ops->sync(&n->ctx);
 }
 
@@ -147,7 +157,8 @@ static int open_edges(struct tsr_nccl *n, struct tsr_group *group) {
     for (int r = 0; rc == 0 && r < g->size; r++)
         n_bytes[r] = MAX_EDGES * sizeof *ids;
     if (rc == 0)
-        rc = c->control->all_gather(&n->ctx, c, group, ids, &ids[g->rank * MAX_EDGES], n_bytes);
+        rc = c->control->all_gather(&n->ctx, c, group, ids, &ids[g->rank * MAX_EDGES], n_bytes,
+                                    NULL);
     if (rc == 0)
         rc = open_each(n, g, ids);
     c->bytes_sent[g->kind] = before;
@@ -211,10 +222,14 @@ void tsr_nccl_group_close(struct tsr_comm *c, struct tsr_group *group) {
                         tsr_nccl_lane_close(n, g->edge[TSR_NCCL_IN][in][parity]);
                 }
         tsr_nccl_lane_close(n, g->all);
-        if (g->scratch != NULL)
-            ctx->ops->free(ctx, g->scratch, (size_t)g->size * g->stride * sizeof(float));
-        if (g->leaves != NULL)
-            ctx->ops->free(ctx, g->leaves, (size_t)g->size * sizeof *g->leaves);
+        if (g->scratch != NULL) {
+            ctx->ops->free(ctx, g->scratch, scratch_bytes(g));
+            c->device_bytes -= scratch_bytes(g);
+        }
+        if (g->leaves != NULL) {
+            ctx->ops->free(ctx, g->leaves, leaves_bytes(g));
+            c->device_bytes -= leaves_bytes(g);
+        }
         free(g->world_rank);
         free(g->offset);
         free(g);

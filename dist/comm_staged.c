@@ -7,6 +7,7 @@
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/pieces.h"
+#include "dist/comm_impl.h"
 
 // A group's device is its kind of traffic, from 1; the world group has none.
 static enum tsr_traffic kind_of(const struct tsr_group *g) {
@@ -75,9 +76,15 @@ static int reduce(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *g, 
     return rc;
 }
 
+static int host_all_reduce(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *g, float *buf,
+                           size_t n) {
+    return c->control->all_reduce(ctx, c, g, buf, n, NULL);
+}
+
 static int staged_all_reduce(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *g,
-                             float *buf, size_t n) {
-    return reduce(ctx, c, g, c->control->all_reduce, buf, n);
+                             float *buf, size_t n, struct tsr_request *r) {
+    tsr_request_done(r);
+    return reduce(ctx, c, g, host_all_reduce, buf, n);
 }
 
 static int staged_all_reduce_max(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *g,
@@ -150,7 +157,7 @@ static int reduce_scatter_rounds(struct tsr_ctx *ctx, struct tsr_comm *c, struct
         if (more)
             TSR_TRY(copy_round(ctx, FROM_DEVICE, src, s->stage[~t & 1], x, 0, x->size, t + 1));
         float *own = (float *)(stage + fill_lengths(s, x, g->rank, t));
-        TSR_TRY(c->control->reduce_scatter(ctx, c, g, own, (float *)stage, s->len));
+        TSR_TRY(c->control->reduce_scatter(ctx, c, g, own, (float *)stage, s->len, NULL));
         if (more)
             TSR_TRY(ctx->ops->sync(ctx));
         TSR_TRY(tsr_staged_to(ctx, (char *)recv + t * x->part, own, s->len[g->rank] * x->elem));
@@ -159,7 +166,9 @@ static int reduce_scatter_rounds(struct tsr_ctx *ctx, struct tsr_comm *c, struct
 }
 
 static int staged_reduce_scatter(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *g,
-                                 float *recv, const float *send, const size_t *counts) {
+                                 float *recv, const float *send, const size_t *counts,
+                                 struct tsr_request *r) {
+    tsr_request_done(r);
     if (g->size == 1) {
         count_call(c);
         size_t n = counts[0] * sizeof *recv;
@@ -184,7 +193,7 @@ static int all_gather_rounds(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr
         if (more)
             TSR_TRY(copy_round(ctx, FROM_DEVICE, recv, s->stage[~t & 1], x, me, me + 1, t + 1));
         size_t own = fill_lengths(s, x, me, t);
-        TSR_TRY(c->control->all_gather(ctx, c, g, stage, stage + own, s->len));
+        TSR_TRY(c->control->all_gather(ctx, c, g, stage, stage + own, s->len, NULL));
         if (more)
             TSR_TRY(ctx->ops->sync(ctx));
         TSR_TRY(copy_round(ctx, TO_DEVICE, recv, stage, x, 0, me, t));
@@ -194,7 +203,9 @@ static int all_gather_rounds(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr
 }
 
 static int staged_all_gather(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_group *g,
-                             void *recv, const void *send, const size_t *n_bytes) {
+                             void *recv, const void *send, const size_t *n_bytes,
+                             struct tsr_request *rq) {
+    tsr_request_done(rq);
     char *own = recv;
     for (int r = 0; r < g->rank; r++)
         own += n_bytes[r];

@@ -88,7 +88,7 @@ static int loss_rows(struct tsr_net *net, struct tsr_ends *e, const tsr_elem *h,
     TSR_TRY(comm->all_reduce_max(net->ctx, net->comm, &net->tp, e->max, (size_t)n));
     TSR_TRY(ops->xent_exp(net->ctx, e->logits, e->sum_target, e->max, targets, net->vocab_bound,
                           net->Vl, row0, n, v));
-    TSR_TRY(comm->all_reduce(net->ctx, net->comm, &net->tp, e->sum_target, 2 * (size_t)n));
+    TSR_TRY(comm->all_reduce(net->ctx, net->comm, &net->tp, e->sum_target, 2 * (size_t)n, NULL));
     return ops->xent_loss(net->ctx, loss, e->logits, e->sum_target, targets, scale, grad, row0, n,
                           v);
 }

@@ -147,6 +147,11 @@ static void add_losses(struct tsr_executor *x, const struct tsr_batch *b) {
     }
 }
 
+// Whether a chunk sees no other micro-batch after this one: they come in ascending order.
+static bool is_last(const struct tsr_executor *x, const struct tsr_action *a) {
+    return a->micro_batch == x->n_micro_batches - 1;
+}
+
 static int forward(struct tsr_executor *x, const struct tsr_action *a, const struct tsr_batch *b,
                    int at, float loss_scale) {
     struct tsr_stage *st = &x->s->stages[a->chunk];
@@ -157,16 +162,16 @@ static int forward(struct tsr_executor *x, const struct tsr_action *a, const str
     if (!st->first)
         TSR_TRY(net->ctx->ops->copy(net->ctx, tsr_slot_input(st, slot), x->in[0][at], n_bytes));
     TSR_TRY(tsr_stage_forward(x->s, a->chunk, slot, b, true, loss_scale));
-    if (st->last)
-        TSR_TRY(tsr_grads_merge_head(net, b));
+    if (st->last) // the next micro-batch's forward may come before this one's backward
+        TSR_TRY(tsr_grads_done(net, net->head, b, is_last(x, a)));
     return give(x, a, st->slots[slot].y, n_bytes, &x->send_y[a->chunk][slot]);
 }
 
 static int backward(struct tsr_executor *x, const struct tsr_action *a, const struct tsr_batch *b,
                     int at) {
     struct tsr_stage *st = &x->s->stages[a->chunk];
-    TSR_TRY(tsr_stage_backward(x->s, a->chunk, a->micro_batch % st->n_slots, b, x->in[1][at]));
-    TSR_TRY(tsr_grads_merge(x->s->net, a->chunk, b));
+    TSR_TRY(tsr_stage_backward(x->s, a->chunk, a->micro_batch % st->n_slots, b, x->in[1][at],
+                               is_last(x, a)));
     return give(x, a, x->in[1][at], row_bytes(x, b), &x->send_dx[at]);
 }
 
@@ -178,8 +183,10 @@ static int run_action(struct tsr_executor *x, int i, const struct tsr_batch *bat
     size_t n_bytes = row_bytes(x, b);
     int at = x->in_at[a->kind];
     x->in_at[a->kind] = (at + 1) % TSR_RING;
+    if (!x->warm)
+        TSR_TRY(post(x, i, at, n_bytes));
     TSR_TRY(take(x, a, at, n_bytes));
-    if (i + 1 < x->n_actions)
+    if (x->warm && i + 1 < x->n_actions)
         TSR_TRY(post(x, i + 1, x->in_at[x->actions[i + 1].kind], n_bytes));
     if (net->comm->progress) {
         net->comm->progress->phase =
@@ -207,9 +214,11 @@ static int add_all_losses(struct tsr_executor *x, const struct tsr_batch *batche
 
 int tsr_executor_run(struct tsr_executor *x, const struct tsr_batch *batches, float loss_scale) {
     size_t n_bytes = row_bytes(x, &batches[0]);
-    TSR_TRY(post(x, 0, x->in_at[x->actions[0].kind], n_bytes));
+    if (x->warm)
+        TSR_TRY(post(x, 0, x->in_at[x->actions[0].kind], n_bytes));
     for (int i = 0; i < x->n_actions; i++)
         TSR_TRY(run_action(x, i, batches, loss_scale));
+    x->warm = true;
     for (int i = 0; i < TSR_RING; i++)
         TSR_TRY(wait(x, &x->send_dx[i]));
     for (int c = 0; c < x->s->n_chunks; c++)

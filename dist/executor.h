@@ -18,6 +18,10 @@ struct tsr_executor {
     int n_actions, n_micro_batches;
     tsr_elem *in[2][TSR_RING]; // [direction] received rows (Nl, C); backward ones turn into dx
     struct tsr_request recv[2][TSR_RING], send_dx[TSR_RING];
+    // Steps after the first post each receive while the action before runs. In the first one a
+    // device's library may load code, and wait for the device to be idle: a receive on it that
+    // waits for what comes later would never end.
+    bool warm;
     int in_at[2];                // ring position of the next action of that direction
     struct tsr_request **send_y; // [chunk][slot]
     tsr_elem **mailbox[2];       // pp = 1: [direction][chunk] hand-over between own chunks

@@ -18,7 +18,7 @@ static bool in_slab(const struct tsr_param *p) {
 }
 
 // Adds the newest nodes of the stack together, as many times as the leaf has carries.
-static int merge_param(struct tsr_net *net, const struct tsr_param *p, int leaf) {
+static int merge(struct tsr_net *net, const struct tsr_param *p, int leaf) {
     int top = tsr_tree_open(leaf);
     for (int carries = tsr_tree_carries(leaf); carries > 0; carries--, top--) {
         float *older = tsr_net_grad(net, p, top - 1), *newer = tsr_net_grad(net, p, top);
@@ -27,23 +27,9 @@ static int merge_param(struct tsr_net *net, const struct tsr_param *p, int leaf)
     return 0;
 }
 
-int tsr_grads_merge(struct tsr_net *net, int chunk, const struct tsr_batch *b) {
-    if (!b->complete)
-        return 0;
-    for (int64_t i = net->first_param[chunk]; i < net->first_param[chunk + 1]; i++) {
-        const struct tsr_param *p = &net->params[i];
-        if (in_slab(p) && p != net->head)
-            TSR_TRY(merge_param(net, p, b->leaf));
-    }
-    return 0;
-}
-
-int tsr_grads_merge_head(struct tsr_net *net, const struct tsr_batch *b) {
-    return b->complete ? merge_param(net, net->head, b->leaf) : 0;
-}
-
 int tsr_grads_begin(struct tsr_net *net) {
-    return net->ctx->ops->zero(net->ctx, net->accumulators, net->accumulators_bytes);
+    TSR_TRY(net->ctx->ops->zero(net->ctx, net->accumulators, net->accumulators_bytes));
+    return tsr_zero_begin(net, TSR_ZERO_GRADIENTS);
 }
 
 // out = tree over `n_in` consecutive vectors of `n`.
@@ -56,54 +42,43 @@ static int tree_of(struct tsr_net *net, float *out, float *in, int n_in, int64_t
     return net->ctx->ops->tree_add(net->ctx, out, leaves, n_in, (size_t)n);
 }
 
-// TOKEN sums: over the token pieces held here, into the first chain of each replica.
-static int join_token_pieces(struct tsr_net *net) {
+// TOKEN: over the token pieces held here, into the first chain of each replica; under sequence
+// parallelism the tree over token pieces goes on over ranks.
+static int join_tokens(struct tsr_net *net, struct tsr_param *p, int64_t *stride) {
     int chains = tsr_net_token_chains(net);
-    for (int i = 0; i < net->n_params; i++) {
-        struct tsr_param *p = &net->params[i];
-        if (p->sum != TSR_GRAD_TOKEN)
-            continue;
-        for (int w = 0; w < net->Wl; w++) {
-            float *acc = p->acc + (int64_t)w * chains * p->rows;
-            TSR_TRY(tree_of(net, acc, acc, chains, p->rows, p->rows));
-        }
+    *stride = (int64_t)chains * p->rows;
+    for (int w = 0; w < net->Wl; w++) {
+        float *acc = p->acc + w * *stride;
+        TSR_TRY(tree_of(net, acc, acc, chains, p->rows, p->rows));
     }
-    return 0;
-}
-
-// Under sequence parallelism the tree over token pieces goes on over ranks.
-static int join_token_ranks(struct tsr_net *net) {
     if (!net->opt.sequence_parallel || net->mesh.tp == 1)
         return 0;
-    int chains = tsr_net_token_chains(net);
-    for (int i = 0; i < net->n_params; i++) {
-        struct tsr_param *p = &net->params[i];
-        if (p->sum != TSR_GRAD_TOKEN)
-            continue;
-        float *joined = p->acc; // replica w's sum moves to row w
-        for (int w = 1; w < net->Wl; w++)
-            TSR_TRY(net->ctx->ops->copy(net->ctx, joined + (int64_t)w * p->rows,
-                                        p->acc + (int64_t)w * chains * p->rows,
-                                        (size_t)p->rows * sizeof(float)));
-        TSR_TRY(net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, joined,
-                                           (size_t)(net->Wl * p->rows)));
-    }
-    return 0;
+    for (int w = 1; w < net->Wl; w++) // replica w's sum moves to row w
+        TSR_TRY(net->ctx->ops->copy(net->ctx, p->acc + (int64_t)w * p->rows, p->acc + w * *stride,
+                                    (size_t)p->rows * sizeof(float)));
+    *stride = p->rows;
+    return net->comm->ops->all_reduce(net->ctx, net->comm, &net->tp, p->acc,
+                                      (size_t)(net->Wl * p->rows), NULL);
 }
 
-// Vectors: the tree over this rank's replicas, into level 0.
-static int join_replicas(struct tsr_net *net) {
-    bool moved = net->opt.sequence_parallel && net->mesh.tp > 1;
-    for (int i = 0; i < net->n_params; i++) {
-        struct tsr_param *p = &net->params[i];
-        if (p->sum != TSR_GRAD_TOKEN && p->sum != TSR_GRAD_COLUMN)
-            continue;
-        int64_t stride = p->rows;
-        if (p->sum == TSR_GRAD_TOKEN && !moved)
-            stride *= tsr_net_token_chains(net);
-        TSR_TRY(tree_of(net, tsr_net_grad(net, p, 0), p->acc, net->Wl, stride, p->rows));
-    }
-    return 0;
+// Vectors: then the tree over this rank's replicas, into level 0.
+static int join_vector(struct tsr_net *net, struct tsr_param *p) {
+    int64_t stride = p->rows;
+    if (p->sum == TSR_GRAD_TOKEN)
+        TSR_TRY(join_tokens(net, p, &stride));
+    return tree_of(net, tsr_net_grad(net, p, 0), p->acc, net->Wl, stride, p->rows);
+}
+
+int tsr_grads_done(struct tsr_net *net, struct tsr_param *p, const struct tsr_batch *b, bool last) {
+    if (!p || p->sum == TSR_GRAD_NONE)
+        return 0;
+    if (in_slab(p) && b->complete)
+        TSR_TRY(merge(net, p, b->leaf));
+    if (!last)
+        return 0;
+    if (!in_slab(p))
+        TSR_TRY(join_vector(net, p));
+    return tsr_zero_ready(net, p);
 }
 
 // The other end's gradient of these elements is added to this end's.
@@ -153,9 +128,6 @@ static int join_tied(struct tsr_net *net) {
 }
 
 int tsr_grads_finish(struct tsr_net *net) {
-    TSR_TRY(join_token_pieces(net));
-    TSR_TRY(join_token_ranks(net));
-    TSR_TRY(join_replicas(net));
-    TSR_TRY(tsr_zero_reduce(net));
+    TSR_TRY(tsr_zero_end(net));
     return join_tied(net);
 }

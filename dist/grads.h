@@ -7,16 +7,17 @@
 // Levels of gradient buffers that `n_leaves` leaves need: the nodes of the tree that can be open.
 int tsr_grads_levels(int n_leaves);
 
-// After a micro-batch's backward on a chunk (or its head's part of forward): when it completes its
-// leaf, joins the finished subtrees.
-int tsr_grads_merge(struct tsr_net *net, int chunk, const struct tsr_batch *b);
-int tsr_grads_merge_head(struct tsr_net *net, const struct tsr_batch *b);
-
-// Empties the accumulators at the start of a step.
+// Empties the accumulators at the start of a step and begins the exchange of gradients.
 int tsr_grads_begin(struct tsr_net *net);
 
-// At the end of a step: sums over token pieces, over virtual replicas and over data-parallel
-// ranks, and of tied embeddings. Then each rank's own slices of level 0 hold the gradient.
+// A micro-batch has added all that it will to a parameter (NULL: the rank has no such): when it
+// completes its leaf, joins the finished subtrees. When it is the `last` of the step, also sums
+// over token pieces and virtual replicas; then the gradient may travel to its owners, while the
+// backward goes on with other parameters.
+int tsr_grads_done(struct tsr_net *net, struct tsr_param *p, const struct tsr_batch *b, bool last);
+
+// At the end of a step: all gradients are there, tied embeddings' are added. Then each rank's own
+// slices of level 0 hold the gradient.
 int tsr_grads_finish(struct tsr_net *net);
 
 #endif

@@ -140,7 +140,7 @@ static int all_agree(struct tsr_ctx *ctx, struct tsr_comm *c, bool mine, bool *a
     rc = tsr_agree(ctx, c, rc);
     if (rc == 0) {
         said[c->rank] = mine;
-        rc = c->control->all_gather(ctx, c, &c->world_group, said, &said[c->rank], n_bytes);
+        rc = c->control->all_gather(ctx, c, &c->world_group, said, &said[c->rank], n_bytes, NULL);
     }
     *all = true;
     for (int r = 0; rc == 0 && r < c->world; r++)
@@ -157,7 +157,7 @@ static int gather_cards(struct tsr_ctx *ctx, struct tsr_comm *c, struct card *ca
         n_bytes[r] = sizeof *cards;
     rc = tsr_agree(ctx, c, rc);
     if (rc == 0)
-        rc = c->control->all_gather(ctx, c, &c->world_group, cards, &cards[c->rank], n_bytes);
+        rc = c->control->all_gather(ctx, c, &c->world_group, cards, &cards[c->rank], n_bytes, NULL);
     free(n_bytes);
     return rc;
 }

@@ -212,7 +212,7 @@ static int last_logits(struct tsr_infer *g, const tsr_elem *y) {
                 (size_t)tsr_range_len(tsr_piece_of_rank(vocab, net->mesh.V, r, net->mesh.tp)) *
                 tsr_dtype_size(net->ctx->dtype);
         TSR_TRY(net->comm->ops->all_gather(net->ctx, net->comm, &net->tp, g->gathered, e->logits,
-                                           n_bytes));
+                                           n_bytes, NULL));
     }
     if (g->gathered == g->logits)
         return 0;

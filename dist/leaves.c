@@ -24,7 +24,7 @@ static int exchange(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_leaves *
     for (int r = 0; rc == 0 && r < c->world; r++)
         counts[r] = sizeof *sizes;
     if (rc == 0)
-        rc = c->control->all_gather(ctx, c, &c->world_group, sizes, &mine, counts);
+        rc = c->control->all_gather(ctx, c, &c->world_group, sizes, &mine, counts, NULL);
     for (int r = 0; rc == 0 && r < c->world; r++) {
         counts[r] = (size_t)sizes[r];
         all += counts[r];
@@ -33,7 +33,7 @@ static int exchange(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_leaves *
     if (rc == 0 && !v)
         rc = tsr_fail(TSR_ENOMEM, "no memory for the sums of a step");
     if (rc == 0)
-        rc = c->control->all_gather(ctx, c, &c->world_group, v, l->v, counts);
+        rc = c->control->all_gather(ctx, c, &c->world_group, v, l->v, counts, NULL);
     free(sizes);
     free(counts);
     if (rc < 0) {

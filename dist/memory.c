@@ -46,7 +46,8 @@ void tsr_memory_of(const struct tsr_trainer *t, struct tsr_memory *out) {
         .activations = s->slab_bytes - blocks - head,
         .scratch = blocks + rope_bytes(net),
         .logits = head,
-        .communication = bucket_bytes(net) + t->executor.slab_bytes + net->comm->buffer_bytes,
+        .communication = bucket_bytes(net) + t->executor.slab_bytes + net->comm->buffer_bytes +
+                         net->comm->device_bytes,
         .data = data_bytes(t),
     };
 }
@@ -55,7 +56,8 @@ size_t tsr_memory_slabs(const struct tsr_trainer *t) {
     const struct tsr_net *net = &t->net;
     return net->weights_bytes + net->gradients_bytes + net->accumulators_bytes +
            net->moments_bytes + net->masters_bytes + t->state.slab_bytes + t->executor.slab_bytes +
-           bucket_bytes(net) + rope_bytes(net) + (size_t)t->n_opened * t->batches[0].slab_bytes;
+           bucket_bytes(net) + rope_bytes(net) + (size_t)t->n_opened * t->batches[0].slab_bytes +
+           net->comm->device_bytes;
 }
 
 size_t tsr_memory_get(const struct tsr_memory *m, int purpose) {

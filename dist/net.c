@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "dist/layout.h"
 #include "dist/leaves.h"
+#include "dist/update.h"
 #include "dist/zero.h"
 
 bool tsr_net_is_first(const struct tsr_net *net, int chunk) {
@@ -243,8 +244,13 @@ int tsr_net_check_limits(const struct tsr_mesh *m) {
     return 0;
 }
 
+int tsr_net_check_device(const struct tsr_ctx *ctx, const struct tsr_model *m) {
+    return ctx->ops->check_heads ? ctx->ops->check_heads(ctx, m->head_dim) : 0;
+}
+
 static int open_tables(struct tsr_net *net) {
     TSR_TRY(tsr_net_check_limits(&net->mesh));
+    TSR_TRY(tsr_net_check_device(net->ctx, net->m));
     TSR_TRY(tsr_tensor_table_build(&net->tensors, net->m));
     TSR_TRY(tsr_layout_open(net));
     net->params = calloc((size_t)net->tensors.n + 1, sizeof *net->params);
@@ -260,8 +266,10 @@ static int open_tables(struct tsr_net *net) {
 
 static int open_memory(struct tsr_net *net, int64_t positions) {
     TSR_TRY(allocate(net));
-    if (net->opt.training)
+    if (net->opt.training) {
+        TSR_TRY(tsr_step_sums_open(net));
         TSR_TRY(tsr_zero_open(net));
+    }
     return tsr_net_rope(net, positions);
 }
 
@@ -283,6 +291,7 @@ int tsr_net_open(struct tsr_net *net, struct tsr_ctx *ctx, struct tsr_comm *comm
 void tsr_net_close(struct tsr_net *net) {
     const struct tsr_ops *ops = net->ctx->ops;
     tsr_zero_close(net);
+    tsr_step_sums_close(net);
     ops->free(net->ctx, net->weights, net->weights_bytes);
     ops->free(net->ctx, net->gradients, net->gradients_bytes);
     ops->free(net->ctx, net->moments, net->moments_bytes);

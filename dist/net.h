@@ -82,6 +82,7 @@ struct tsr_net {
     size_t grad_elems; // of one gradient buffer
     float *bucket[2];  // exchange of gradients and weights, dp * bucket_elems each, or NULL
     size_t bucket_elems;
+    struct tsr_zero *zero;    // dist/zero.c; NULL: one data-parallel rank
     double *sums, *host_sums; // (n_sums) of squares, in the accumulators' slab and on the host
     int64_t n_sums;
     float *rope; // (max_positions, D/2, 2) on the device, or NULL
@@ -100,6 +101,10 @@ int tsr_net_open(struct tsr_net *net, struct tsr_ctx *ctx, struct tsr_comm *comm
 void tsr_net_close(struct tsr_net *net);
 // Whether dist can hold so many pieces, replicas and chunks. TSR_ECONFIG; open asks, too.
 int tsr_net_check_limits(const struct tsr_mesh *m);
+
+// Whether the device has kernels for this model's attention: the same on all ranks. TSR_ECONFIG
+// says what was found and what it has; open asks, too.
+int tsr_net_check_device(const struct tsr_ctx *ctx, const struct tsr_model *m);
 
 bool tsr_net_is_first(const struct tsr_net *net, int chunk); // virtual stage 0
 bool tsr_net_is_last(const struct tsr_net *net, int chunk);

@@ -27,6 +27,10 @@ static struct tsr_mesh place(const struct tsr_mesh *like, int rank) {
     return m;
 }
 
+bool tsr_plan_on_device(const struct tsr_run *run) {
+    return run->device.backend == TSR_BACKEND_CUDA || run->train.precision == TSR_BF16;
+}
+
 static int open_and_step(struct tsr_trainer *t, struct tsr_memory *out, const struct tsr_run *run,
                          const struct tsr_model *m, struct tsr_ctx *ctx, struct tsr_comm *comm,
                          const struct tsr_mesh *mesh) {
@@ -34,8 +38,10 @@ static int open_and_step(struct tsr_trainer *t, struct tsr_memory *out, const st
     TSR_TRY(tsr_trainer_open(t, run, m, ctx, comm, mesh, no_tokens, (void *)(uintptr_t)run));
     TSR_TRY(tsr_trainer_step(t, &r));
     tsr_memory_of(t, out);
-    out->kernels = ctx->ops->scratch(ctx);
-    out->snapshot = tsr_snapshot_bytes(&t->net);
+    out->kernels = tsr_plan_on_device(run) ? 0 : ctx->ops->scratch(ctx);
+    out->snapshot = run->checkpoint.async
+                        ? tsr_snapshot_bytes(&t->net)
+                        : tsr_snapshot_direct_bytes(&t->net, tsr_plan_on_device(run));
     TSR_ASSERT(tsr_memory_slabs(t) == ctx->ops->allocated(ctx));
     return 0;
 }

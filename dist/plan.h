@@ -28,6 +28,10 @@ struct tsr_plan {
     int *class_of;                  // (world)
 };
 
+// Whether a run asks for a CUDA device, as far as its file tells (`auto` may find one). What such a
+// device's operations keep for themselves isn't known before it is open: `kernels` is then 0.
+bool tsr_plan_on_device(const struct tsr_run *run);
+
 // Plans `run` over tp x pp x dp ranks (`mesh` with its chunks, V and W; its rank doesn't matter).
 // TSR_ENOMEM; TSR_ECONFIG for what a run would refuse.
 int tsr_plan_open(struct tsr_plan *p, const struct tsr_run *run, const struct tsr_model *m,

@@ -1,6 +1,6 @@
-// The state that this rank owns, copied aside while training waits, and written to a checkpoint
-// while it goes on: own slices of the weights and of both moments, each element of the run's state
-// on exactly one rank.
+// The state that this rank owns: own slices of the weights and of both moments, each element of the
+// run's state on exactly one rank. It is copied aside while training waits, and written to a
+// checkpoint while it goes on; or, where training waits for the end anyway, written as it is.
 #ifndef TSR_DIST_SNAPSHOT_H
 #define TSR_DIST_SNAPSHOT_H
 
@@ -17,6 +17,13 @@ size_t tsr_snapshot_bytes(const struct tsr_net *net);
 int tsr_snapshot_open(struct tsr_snapshot **out, struct tsr_net *net);
 void tsr_snapshot_close(struct tsr_snapshot *s); // NULL is fine
 
+// Without a second buffer: from take until write has returned the net may not change, nor the
+// device be used by others. What lies on a device comes to the host in small parts. Collective.
+// TSR_ENOMEM.
+int tsr_snapshot_open_direct(struct tsr_snapshot **out, struct tsr_net *net);
+// Bytes of host memory that this takes; `device`: the net will lie in memory that isn't the host's.
+size_t tsr_snapshot_direct_bytes(const struct tsr_net *net, bool device);
+
 // Copies the net's state with the device's threads. Main thread; returns when the net may change.
 int tsr_snapshot_take(struct tsr_snapshot *s);
 
@@ -25,7 +32,8 @@ uint64_t tsr_snapshot_elements(const struct tsr_snapshot *s);
 
 // Writes with the other ranks of this host, in shares of consecutive ranges, all that they own: so
 // runs are long whatever the layout. To be called once when all ranks have taken the snapshot, and
-// by all of them before one takes the next. Any thread; neither net nor device is touched.
+// by all of them before one takes the next. Any thread; neither net nor device is touched. A direct
+// one writes this rank's own regions, and touches both.
 int tsr_snapshot_write(const struct tsr_snapshot *s, struct tsr_checkpoint *c);
 
 // What this rank owns of the weights and, where the tensor isn't frozen, of both moments: one call

@@ -4,6 +4,7 @@
 #include <string.h>
 #include "core/error.h"
 #include "dist/ends.h"
+#include "dist/grads.h"
 
 static void place_slot(struct tsr_model_state *s, struct tsr_stage *st, struct tsr_slot *slot,
                        const struct tsr_batch *b, struct tsr_arena *arena) {
@@ -148,8 +149,14 @@ int tsr_stage_infer(struct tsr_model_state *s, int c, const struct tsr_batch *b,
     return 0;
 }
 
+static int layer_done(struct tsr_net *net, int layer, const struct tsr_batch *b, bool last) {
+    for (int k = 0; k < TSR_N_KINDS; k++)
+        TSR_TRY(tsr_grads_done(net, net->layer[layer][k], b, last));
+    return 0;
+}
+
 int tsr_stage_backward(struct tsr_model_state *s, int c, int slot, const struct tsr_batch *b,
-                       tsr_elem *dx) {
+                       tsr_elem *dx, bool last) {
     struct tsr_stage *st = &s->stages[c];
     struct tsr_slot *sl = &st->slots[slot];
     struct tsr_net *net = s->net;
@@ -160,8 +167,18 @@ int tsr_stage_backward(struct tsr_model_state *s, int c, int slot, const struct 
                                   net->final_b));
     else if (st->last)
         TSR_TRY(net->ctx->ops->copy(net->ctx, dx, sl->dh, nc));
-    for (int l = st->n_layers - 1; l >= 0; l--)
-        TSR_TRY(tsr_block_backward(net, (int)layers.lo + l, b, &sl->acts[l], &s->work, s->recompute,
-                                   dx));
-    return st->first ? tsr_embed_backward(net, b, &s->work, dx) : 0;
+    if (st->last) {
+        TSR_TRY(tsr_grads_done(net, net->final_w, b, last));
+        TSR_TRY(tsr_grads_done(net, net->final_b, b, last));
+    }
+    for (int l = st->n_layers - 1; l >= 0; l--) {
+        int layer = (int)layers.lo + l;
+        TSR_TRY(tsr_block_backward(net, layer, b, &sl->acts[l], &s->work, s->recompute, dx));
+        TSR_TRY(layer_done(net, layer, b, last));
+    }
+    if (!st->first)
+        return 0;
+    TSR_TRY(tsr_embed_backward(net, b, &s->work, dx));
+    TSR_TRY(tsr_grads_done(net, net->pos_embed, b, last));
+    return tsr_grads_done(net, net->tok_embed, b, last);
 }

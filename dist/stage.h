@@ -66,7 +66,9 @@ int tsr_stage_infer(struct tsr_model_state *s, int c, const struct tsr_batch *b,
                     struct tsr_segment *segs, tsr_elem **out);
 
 // dx (Nl, C): gradient of the chunk's output in (ignored on the last stage), of its input out.
+// `last`: no other micro-batch of the step will add to this chunk's gradients, which are summed up
+// and sent as soon as they are complete.
 int tsr_stage_backward(struct tsr_model_state *s, int c, int slot, const struct tsr_batch *b,
-                       tsr_elem *dx);
+                       tsr_elem *dx, bool last);
 
 #endif

@@ -24,4 +24,22 @@ int tsr_tp_rows(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *
 int tsr_tp_sum(struct tsr_net *net, const struct tsr_batch *b, float *sum, tsr_elem *out,
                float *staged);
 
+// The same in two halves, between which the ranks' exchange goes on beside computation; x, staged
+// and the rows of sum stay untouched until the second. A sum may be begun part by part, of one of
+// tsr_tp_part's ranges each or of all rows, in order; it is complete when all are ended.
+int tsr_tp_rows_begin(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x,
+                      tsr_elem *staged, struct tsr_request *r);
+int tsr_tp_rows_end(struct tsr_net *net, const struct tsr_batch *b, const tsr_elem *x,
+                    tsr_elem *whole, tsr_elem *staged, struct tsr_request *r, const tsr_elem **out);
+int tsr_tp_sum_begin(struct tsr_net *net, const struct tsr_batch *b, struct tsr_range rows,
+                     float *sum, float *staged, struct tsr_request *r);
+int tsr_tp_sum_end(struct tsr_net *net, const struct tsr_batch *b, float *sum, tsr_elem *out,
+                   struct tsr_request *r);
+
+// In how many parts a product should be made whose sum over ranks then is begun part by part: two
+// where the exchange of one hides behind the product of the other. Part i: rows [lo, hi) of N.
+enum { TSR_TP_PARTS = 2 };
+int tsr_tp_parts(const struct tsr_net *net, const struct tsr_batch *b);
+struct tsr_range tsr_tp_part(const struct tsr_net *net, const struct tsr_batch *b, int i, int n);
+
 #endif

@@ -135,7 +135,7 @@ static int load_step(struct tsr_trainer *t, int64_t *n_targets) {
     }
     // Masked targets vary: 24-bit halves keep the counts exact in fp32.
     float part[2] = {(float)(n & 0xFFF), (float)(n >> 12)};
-    TSR_TRY(net->comm->control->all_reduce(net->ctx, net->comm, &net->dp, part, 2));
+    TSR_TRY(net->comm->control->all_reduce(net->ctx, net->comm, &net->dp, part, 2, NULL));
     *n_targets = (int64_t)part[0] + ((int64_t)part[1] << 12);
     return 0;
 }
@@ -170,6 +170,10 @@ bool tsr_step_stands(const struct tsr_step_result *s) {
     return j->kind == TSR_STEP_GOOD || (j->action == TSR_ON_BAD_SKIP && !j->worn_out);
 }
 
+int tsr_trainer_round(struct tsr_trainer *t) {
+    return t->run->train.stochastic_rounding ? tsr_update_round(&t->net, (uint64_t)t->updates) : 0;
+}
+
 int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out) {
     struct tsr_net *net = &t->net;
     struct tsr_progress *progress = net->comm->progress;
@@ -193,8 +197,9 @@ int tsr_trainer_step(struct tsr_trainer *t, struct tsr_step_result *out) {
     publish(t, TSR_PHASE_OPTIMIZER);
     if (out->judged.kind == TSR_STEP_GOOD) {
         struct tsr_adamw h = hyper(t, out->lr, out->grad_norm);
-        TSR_TRY(tsr_zero_update(net, &h));
-        TSR_TRY(tsr_zero_gather(net));
+        const struct tsr_rounding after = {.update = (uint64_t)t->updates + 1};
+        h.rounding = t->run->train.stochastic_rounding ? &after : NULL;
+        TSR_TRY(tsr_update(net, &h));
         t->updates++;
     } else {
         t->skipped++;

@@ -5,7 +5,7 @@
 #include "core/guard.h"
 #include "core/run.h"
 #include "dist/executor.h"
-#include "dist/zero.h"
+#include "dist/update.h"
 
 // Where sequences come from: tokens (T + 1) of global sequence g, and doc_start (T + 1) or NULL.
 typedef int (*tsr_sequence_fn)(void *arg, uint64_t g, int32_t *tokens, uint8_t *doc_start);
@@ -44,6 +44,10 @@ void tsr_trainer_close(struct tsr_trainer *t);
 // Fills micro-batch `index` of this rank with global sequences [g, g + n_seqs) of a source.
 int tsr_trainer_load(struct tsr_trainer *t, struct tsr_batch *b, int index, uint64_t g,
                      tsr_sequence_fn sequence, void *arg);
+
+// To be called when the masters are loaded or initialised and t->updates is theirs, before weights
+// are used: with stochastic rounding they become what the run had there. Collective.
+int tsr_trainer_round(struct tsr_trainer *t);
 
 // One step: gradients of the next global batch, which all ranks judge alike (core/guard.h), then
 // the update. A bad step that is skipped counts like a good one. After one that is to be rolled

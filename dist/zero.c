@@ -5,193 +5,241 @@
 
 enum { BUCKET = 1 << 20 }; // elements per rank and exchange
 
+// A walk over all elements that one data-parallel rank owns, in the order in which parameters
+// became ready, slice by slice.
+struct cursor {
+    int dp_rank, next, slice, n_slices; // next: of the ready ones
+    const struct tsr_param *p;
+    int64_t at; // elements into the slice
+    struct tsr_range slices[TSR_MAX_PIECES];
+};
+
+// A bucket that is on its way: n[d] elements of rank d's.
+struct flight {
+    bool under_way;
+    size_t n[TSR_MAX_DP];
+    struct tsr_request request;
+};
+
+struct tsr_zero {
+    enum tsr_zero_kind kind;
+    const struct tsr_param **ready; // (n_params)
+    int n_ready;
+    int64_t *share;         // (n_params, dp) elements that a rank owns
+    int64_t *waiting;       // (dp) elements that are ready and not packed
+    struct cursor *in, *to; // (dp): into buckets, and out of them
+    struct flight flight[2];
+    int turn; // the bucket that is filled next
+};
+
+// ---- opening
+
+static bool takes_part(const struct tsr_param *p, enum tsr_zero_kind kind) {
+    return p->sum != TSR_GRAD_NONE && (kind == TSR_ZERO_GRADIENTS || !p->alias);
+}
+
+static void count_shares(const struct tsr_net *net, struct tsr_zero *z) {
+    struct tsr_range r[TSR_MAX_PIECES];
+    int dp = net->mesh.dp;
+    for (int i = 0; i < net->n_params; i++)
+        for (int d = 0; d < dp; d++) {
+            int n = tsr_param_slices(net, &net->params[i], d, r);
+            for (int k = 0; k < n; k++)
+                z->share[(int64_t)i * dp + d] += tsr_range_len(r[k]) * net->params[i].cols;
+        }
+}
+
+static int open_maps(struct tsr_net *net) {
+    size_t dp = (size_t)net->mesh.dp, n = (size_t)net->n_params + 1;
+    struct tsr_zero *z = net->zero = calloc(1, sizeof *z);
+    if (z) {
+        z->ready = calloc(n, sizeof *z->ready);
+        z->share = calloc(n * dp, sizeof *z->share);
+        z->waiting = calloc(dp, sizeof *z->waiting);
+        z->in = calloc(dp, sizeof *z->in);
+        z->to = calloc(dp, sizeof *z->to);
+    }
+    if (!z || !z->ready || !z->share || !z->waiting || !z->in || !z->to)
+        return tsr_fail(TSR_ENOMEM, "no memory for the exchange of gradients");
+    count_shares(net, z);
+    return 0;
+}
+
 int tsr_zero_open(struct tsr_net *net) {
     bool tied_apart = net->m->tied && net->mesh.pp > 1;
-    size_t n_sums = (size_t)net->n_sums * sizeof *net->host_sums;
-    net->host_sums = calloc(1, n_sums + 1);
-    if (!net->host_sums)
-        return tsr_fail(TSR_ENOMEM, "no memory for the sums of a step");
-    TSR_TRY(net->ctx->ops->pin(net->ctx, net->host_sums, n_sums));
     if (net->mesh.dp == 1 && !tied_apart)
         return 0;
     net->bucket_elems = BUCKET;
     size_t n_bytes = (size_t)net->mesh.dp * BUCKET * sizeof(float);
-    void *p = NULL;
-    TSR_TRY(net->ctx->ops->alloc(net->ctx, n_bytes, &p));
-    net->bucket[0] = p;
-    TSR_TRY(net->ctx->ops->alloc(net->ctx, n_bytes, &p));
-    net->bucket[1] = p;
-    return 0;
+    for (int i = 0; i < 2; i++) {
+        void *p = NULL;
+        TSR_TRY(net->ctx->ops->alloc(net->ctx, n_bytes, &p));
+        net->bucket[i] = p;
+    }
+    return net->mesh.dp == 1 ? 0 : open_maps(net);
 }
 
 void tsr_zero_close(struct tsr_net *net) {
+    struct tsr_zero *z = net->zero;
     size_t n_bytes = (size_t)net->mesh.dp * net->bucket_elems * sizeof(float);
     for (int i = 0; i < 2; i++)
         net->ctx->ops->free(net->ctx, net->bucket[i], n_bytes);
-    if (net->host_sums)
-        net->ctx->ops->unpin(net->ctx, net->host_sums, (size_t)net->n_sums * sizeof(double));
-    free(net->host_sums);
+    if (!z)
+        return;
+    free(z->ready);
+    free(z->share);
+    free(z->waiting);
+    free(z->in);
+    free(z->to);
+    free(z);
+    net->zero = NULL;
 }
 
-// Walks all elements that one data-parallel rank owns, parameter by parameter, slice by slice.
-struct cursor {
-    int dp_rank, param, slice, n_slices;
-    int64_t at; // elements into the slice
-    struct tsr_range slices[256];
-};
+// ---- walking
 
-// What the walk goes over: gradients, which are fp32, or weights as the layers have them.
-static char *base_of(const struct tsr_net *net, const struct tsr_param *p, bool gradients) {
-    return gradients ? (char *)tsr_net_grad(net, p, 0) : p->w;
+static size_t elem_bytes(const struct tsr_net *net) {
+    return net->zero->kind == TSR_ZERO_GRADIENTS ? sizeof(float) : tsr_dtype_size(net->ctx->dtype);
 }
 
-static size_t elem_bytes(const struct tsr_net *net, bool gradients) {
-    return gradients ? sizeof(float) : tsr_dtype_size(net->ctx->dtype);
-}
-
-static bool takes_part(const struct tsr_param *p, bool gradients) {
-    return p->sum != TSR_GRAD_NONE && (gradients || !p->alias);
-}
-
-// Steps to the next parameter that has something to walk; false at the end.
-static bool settle(const struct tsr_net *net, struct cursor *c, bool gradients) {
+// Steps to the next parameter that has something to walk; false when no more are ready.
+static bool settle(const struct tsr_net *net, struct cursor *c) {
     while (c->slice == c->n_slices) {
-        if (++c->param >= net->n_params)
+        if (c->next == net->zero->n_ready)
             return false;
-        const struct tsr_param *p = &net->params[c->param];
-        c->slice = c->n_slices = 0;
-        c->at = 0;
-        if (takes_part(p, gradients))
-            c->n_slices = tsr_param_slices(net, p, c->dp_rank, c->slices);
+        c->p = net->zero->ready[c->next++];
+        c->slice = 0;
+        c->n_slices = tsr_param_slices(net, c->p, c->dp_rank, c->slices);
     }
     return true;
 }
 
-// Moves up to `most` elements between the walk and a bucket; returns how many, or a code.
-static int64_t walk(struct tsr_net *net, struct cursor *c, bool gradients, bool into_bucket,
-                    void *bucket, int64_t most) {
-    int64_t done = 0, size = (int64_t)elem_bytes(net, gradients);
-    while (done < most && settle(net, c, gradients)) {
-        const struct tsr_param *p = &net->params[c->param];
+// Moves n elements between the walk and a bucket.
+static int walk(struct tsr_net *net, struct cursor *c, bool into_bucket, char *bucket, size_t n) {
+    int64_t size = (int64_t)elem_bytes(net), left = (int64_t)n;
+    while (left > 0) {
+        TSR_ASSERT(settle(net, c));
         struct tsr_range r = c->slices[c->slice];
-        int64_t left = tsr_range_len(r) * p->cols - c->at;
-        int64_t n = left < most - done ? left : most - done;
-        char *mine = base_of(net, p, gradients) + (r.lo * p->cols + c->at) * size;
-        char *there = (char *)bucket + done * size;
-        int rc = net->ctx->ops->copy(net->ctx, into_bucket ? there : mine,
-                                     into_bucket ? mine : there, (size_t)(n * size));
-        if (rc < 0)
-            return rc;
-        done += n;
-        c->at += n;
-        if (c->at == tsr_range_len(r) * p->cols) {
+        int64_t rest = tsr_range_len(r) * c->p->cols - c->at, part = rest < left ? rest : left;
+        char *base = net->zero->kind == TSR_ZERO_GRADIENTS ? (char *)tsr_net_grad(net, c->p, 0)
+                                                           : (char *)c->p->w;
+        char *mine = base + (r.lo * c->p->cols + c->at) * size;
+        if (part > 0)
+            TSR_TRY(net->ctx->ops->copy(net->ctx, into_bucket ? bucket : mine,
+                                        into_bucket ? mine : bucket, (size_t)(part * size)));
+        bucket += part * size;
+        left -= part;
+        c->at += part;
+        if (part == rest) {
             c->slice++;
             c->at = 0;
         }
     }
-    return done;
+    return 0;
 }
 
-static void start(struct cursor *c, int dp_rank) {
-    c->dp_rank = dp_rank;
-    c->param = -1;
-    c->slice = c->n_slices = 0;
-    c->at = 0;
+// ---- buckets
+
+static char *part_of(struct tsr_net *net, const struct flight *f, int d) {
+    char *at = (char *)net->bucket[f - net->zero->flight];
+    for (int i = 0; i < d; i++)
+        at += f->n[i] * elem_bytes(net);
+    return at;
 }
 
-int tsr_zero_reduce(struct tsr_net *net) {
-    struct cursor from[TSR_MAX_DP], own;
-    int dp = net->mesh.dp;
-    if (dp == 1)
+// What came with a bucket goes to its place.
+static int land(struct tsr_net *net, struct flight *f) {
+    struct tsr_zero *z = net->zero;
+    int me = net->mesh.dp_rank;
+    if (!f->under_way)
         return 0;
-    for (int d = 0; d < dp; d++)
-        start(&from[d], d);
-    start(&own, net->mesh.dp_rank);
-    for (;;) {
-        size_t counts[TSR_MAX_DP], all = 0;
-        for (int d = 0; d < dp; d++) {
-            int64_t n = walk(net, &from[d], true, true, net->bucket[0] + all, BUCKET);
-            if (n < 0)
-                return (int)n;
-            counts[d] = (size_t)n;
-            all += (size_t)n;
-        }
-        if (all == 0)
-            return 0;
-        TSR_TRY(net->comm->ops->reduce_scatter(net->ctx, net->comm, &net->dp, net->bucket[1],
-                                               net->bucket[0], counts));
-        int64_t n =
-            walk(net, &own, true, false, net->bucket[1], (int64_t)counts[net->mesh.dp_rank]);
-        if (n < 0)
-            return (int)n;
-    }
+    TSR_TRY(net->comm->ops->wait(net->ctx, net->comm, &f->request));
+    f->under_way = false;
+    if (z->kind == TSR_ZERO_GRADIENTS)
+        return walk(net, &z->to[me], false, part_of(net, f, me), f->n[me]);
+    for (int d = 0; d < net->mesh.dp; d++)
+        if (d != me)
+            TSR_TRY(walk(net, &z->to[d], false, part_of(net, f, d), f->n[d]));
+    return 0;
 }
 
-int tsr_zero_gather(struct tsr_net *net) {
-    struct cursor to[TSR_MAX_DP], own;
+// Fills a bucket with what is ready, as much as it holds, and sends it off.
+static int depart(struct tsr_net *net) {
+    struct tsr_zero *z = net->zero;
+    const struct tsr_comm_ops *ops = net->comm->ops;
+    struct flight *f = &z->flight[z->turn];
     int dp = net->mesh.dp, me = net->mesh.dp_rank;
-    size_t size = elem_bytes(net, false);
-    if (dp == 1)
-        return 0;
-    int64_t left[TSR_MAX_DP] = {0};
+    int64_t most = (int64_t)net->bucket_elems;
+    TSR_TRY(land(net, f));
     for (int d = 0; d < dp; d++) {
-        start(&to[d], d);
-        for (int i = 0; i < net->n_params; i++) {
-            if (!takes_part(&net->params[i], false))
-                continue;
-            struct tsr_range r[256];
-            int n = tsr_param_slices(net, &net->params[i], d, r);
-            for (int k = 0; k < n; k++)
-                left[d] += tsr_range_len(r[k]) * net->params[i].cols;
-        }
+        f->n[d] = (size_t)(z->waiting[d] < most ? z->waiting[d] : most);
+        z->waiting[d] -= (int64_t)f->n[d];
     }
-    start(&own, me);
-    for (;;) {
-        size_t n_bytes[TSR_MAX_DP], at = 0;
-        for (int d = 0; d < dp; d++) {
-            n_bytes[d] = (size_t)(left[d] < BUCKET ? left[d] : BUCKET) * size;
-            left[d] -= (int64_t)(n_bytes[d] / size);
-            at += n_bytes[d];
-        }
-        if (at == 0)
-            return 0;
-        int64_t n = walk(net, &own, false, true, net->bucket[1], (int64_t)(n_bytes[me] / size));
-        if (n < 0)
-            return (int)n;
-        TSR_TRY(net->comm->ops->all_gather(net->ctx, net->comm, &net->dp, net->bucket[0],
-                                           net->bucket[1], n_bytes));
-        char *src = (char *)net->bucket[0];
-        for (int d = 0; d < dp; d++) {
-            n = walk(net, &to[d], false, false, src, (int64_t)(n_bytes[d] / size));
-            if (n < 0)
-                return (int)n;
-            src += n_bytes[d];
-        }
+    z->turn ^= 1;
+    f->under_way = true;
+    f->request = (struct tsr_request){0};
+    if (z->kind == TSR_ZERO_GRADIENTS) {
+        for (int d = 0; d < dp; d++)
+            TSR_TRY(walk(net, &z->in[d], true, part_of(net, f, d), f->n[d]));
+        return ops->reduce_scatter(net->ctx, net->comm, &net->dp, (float *)part_of(net, f, me),
+                                   (float *)part_of(net, f, 0), f->n, &f->request);
     }
+    size_t n_bytes[TSR_MAX_DP];
+    for (int d = 0; d < dp; d++)
+        n_bytes[d] = f->n[d] * elem_bytes(net);
+    TSR_TRY(walk(net, &z->in[me], true, part_of(net, f, me), f->n[me]));
+    return ops->all_gather(net->ctx, net->comm, &net->dp, part_of(net, f, 0), part_of(net, f, me),
+                           n_bytes, &f->request);
 }
 
-int tsr_zero_update(struct tsr_net *net, const struct tsr_adamw *hyper) {
-    for (int i = 0; i < net->n_params; i++) {
-        struct tsr_param *p = &net->params[i];
-        if (p->sum == TSR_GRAD_NONE || p->alias)
-            continue;
-        struct tsr_adamw h = *hyper;
-        h.weight_decay = p->t->decay ? hyper->weight_decay : 0.0f;
-        int64_t at = 0;
-        for (int s = 0; s < p->n_slices; s++) {
-            int64_t rows = tsr_range_len(p->slices[s]), cols = p->cols;
-            int64_t first = p->slices[s].lo * cols, n = rows * cols;
-            if (cols == 1) {
-                cols = rows;
-                rows = 1;
-            }
-            tsr_elem *w = tsr_at(net->ctx, p->w, first);
-            float *g = tsr_net_grad(net, p, 0) + first;
-            TSR_TRY(net->ctx->ops->adamw(net->ctx, &h, p->master ? p->master + at : w, cols,
-                                         p->m + at, p->v + at, g, cols, rows, cols,
-                                         p->master ? w : NULL));
-            at += n;
+static int64_t most_waiting(const struct tsr_net *net) {
+    int64_t most = 0;
+    for (int d = 0; d < net->mesh.dp; d++)
+        if (net->zero->waiting[d] > most)
+            most = net->zero->waiting[d];
+    return most;
+}
+
+int tsr_zero_begin(struct tsr_net *net, enum tsr_zero_kind kind) {
+    struct tsr_zero *z = net->zero;
+    if (!z)
+        return 0;
+    z->kind = kind;
+    z->n_ready = z->turn = 0;
+    z->flight[0].under_way = z->flight[1].under_way = false;
+    for (int d = 0; d < net->mesh.dp; d++) {
+        z->waiting[d] = 0;
+        for (struct cursor *c = &z->in[d]; c; c = c == &z->in[d] ? &z->to[d] : NULL) {
+            c->dp_rank = d;
+            c->next = c->slice = c->n_slices = 0;
+            c->at = 0;
         }
     }
-    return net->ctx->ops->sync(net->ctx);
+    return 0;
+}
+
+int tsr_zero_ready(struct tsr_net *net, const struct tsr_param *p) {
+    struct tsr_zero *z = net->zero;
+    if (!z || !takes_part(p, z->kind))
+        return 0;
+    TSR_ASSERT(z->n_ready < net->n_params);
+    z->ready[z->n_ready++] = p;
+    for (int d = 0; d < net->mesh.dp; d++)
+        z->waiting[d] += z->share[(p - net->params) * net->mesh.dp + d];
+    while (most_waiting(net) >= (int64_t)net->bucket_elems)
+        TSR_TRY(depart(net));
+    return 0;
+}
+
+int tsr_zero_end(struct tsr_net *net) {
+    struct tsr_zero *z = net->zero;
+    if (!z)
+        return 0;
+    int n = 0;
+    for (int i = 0; i < net->n_params; i++)
+        n += takes_part(&net->params[i], z->kind);
+    TSR_ASSERT(z->n_ready == n); // who forgets one would train on stale numbers
+    while (most_waiting(net) > 0)
+        TSR_TRY(depart(net));
+    TSR_TRY(land(net, &z->flight[z->turn]));
+    return land(net, &z->flight[z->turn ^ 1]);
 }

@@ -125,11 +125,22 @@ struct tsr_kv_slot {
     int piece; // local virtual piece
 };
 
+// Stochastic rounding of fp32 values to bf16: away from zero with the probability of what is cut
+// off, so that the mean over draws is the value; infinity and NaN stay. Element (r, c) has the
+// number e = first + r * row_elems + c in its tensor, wherever it lies; its draw is the low half of
+// Philox(key, {e / 4, its high half, update, its high half})[e % 4].
+struct tsr_rounding {
+    struct tsr_rng_key key; // of (seed, purpose, tensor)
+    uint64_t update;        // updates that led to the values
+    int64_t first, row_elems;
+};
+
 struct tsr_adamw {
     float lr, beta1, beta2, eps, weight_decay;
     float rest1, rest2;      // 1 - beta1, 1 - beta2, rounded once: 1 - 0.999f is off by 1e-5
     float bias1, bias2_sqrt; // 1 - beta1^t, sqrt(1 - beta2^t)
     float grad_scale;        // clipping
+    const struct tsr_rounding *rounding; // of the copy, then bf16; NULL: to nearest even
 };
 
 struct tsr_ops {
@@ -142,7 +153,8 @@ struct tsr_ops {
     void (*free)(struct tsr_ctx *, void *p, size_t n_bytes);
     int (*zero)(struct tsr_ctx *, void *p, size_t n_bytes);
     // Host memory that is pinned stays as it is until sync; other may be used again at once. What
-    // comes to the host is there after sync.
+    // comes to the host is there after sync. While the owner of ctx asks for nothing, another
+    // thread may call to_host and sync.
     int (*to_device)(struct tsr_ctx *, void *dst, const void *src, size_t n_bytes);
     int (*to_host)(struct tsr_ctx *, void *dst, const void *src, size_t n_bytes);
     int (*copy)(struct tsr_ctx *, void *dst, const void *src, size_t n_bytes);
@@ -222,6 +234,9 @@ struct tsr_ops {
     int (*rotary)(struct tsr_ctx *, tsr_elem *x, ptrdiff_t ld, const int32_t *pos,
                   const float *cos_sin, int n, int heads, int d, bool inverse);
 
+    // Whether attention in ctx->dtype takes heads of this size: TSR_ECONFIG says which it takes.
+    // NULL: any.
+    int (*check_heads)(const struct tsr_ctx *, int64_t head_dim);
     // Copies rows of k and v of each segment that has a cache into it.
     int (*kv_store)(struct tsr_ctx *, const struct tsr_attn *a, const tsr_elem *k,
                     const tsr_elem *v);
@@ -298,10 +313,14 @@ struct tsr_ops {
                  const int64_t *bounds, int n_blocks, int64_t cols);
     // torch.optim.AdamW's update (Loshchilov and Hutter 2019, Algorithm 2) of rows x cols. copy:
     // NULL, or what the layers compute with, of type ctx->dtype with leading dimension ldw, which
-    // becomes w to nearest even.
+    // becomes w, rounded as p says.
     int (*adamw)(struct tsr_ctx *, const struct tsr_adamw *p, float *w, ptrdiff_t ldw, float *m,
                  float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
                  tsr_elem *copy);
+    // w (rows x cols, bf16, leading dimension ldw) = master (contiguous), rounded by draws. NULL
+    // where nothing is computed in bf16.
+    int (*round)(struct tsr_ctx *, tsr_elem *w, ptrdiff_t ldw, const float *master,
+                 const struct tsr_rounding *r, int64_t rows, int64_t cols);
 
     // w(r,c) = std * normal of global element (row0 + r) * global_cols + col0 + c (Box-Muller).
     int (*init_normal)(struct tsr_ctx *, tsr_elem *w, struct tsr_rng_key key, float std,

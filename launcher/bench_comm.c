@@ -20,17 +20,19 @@ struct bench {
 
 static int all_reduce(struct bench *b) {
     struct tsr_job *j = &b->job;
-    return j->comm.ops->all_reduce(&j->ctx, &j->comm, &b->group, b->buf, b->n);
+    return j->comm.ops->all_reduce(&j->ctx, &j->comm, &b->group, b->buf, b->n, NULL);
 }
 
 static int reduce_scatter(struct bench *b) {
     struct tsr_job *j = &b->job;
-    return j->comm.ops->reduce_scatter(&j->ctx, &j->comm, &b->group, b->other, b->buf, b->counts);
+    return j->comm.ops->reduce_scatter(&j->ctx, &j->comm, &b->group, b->other, b->buf, b->counts,
+                                       NULL);
 }
 
 static int all_gather(struct bench *b) {
     struct tsr_job *j = &b->job;
-    return j->comm.ops->all_gather(&j->ctx, &j->comm, &b->group, b->buf, b->other, b->n_bytes);
+    return j->comm.ops->all_gather(&j->ctx, &j->comm, &b->group, b->buf, b->other, b->n_bytes,
+                                   NULL);
 }
 
 static int broadcast(struct bench *b) {

@@ -31,10 +31,12 @@ enum figure {
     WEIGHTS, // bytes of slabs
     GRADIENTS,
     MOMENTS,
+    MASTERS,
     ACTIVATIONS,
     BLOCK_WEIGHTS, // bytes of them for decoder blocks
     BLOCK_GRADIENTS,
     BLOCK_MOMENTS,
+    BLOCK_MASTERS,
     ALLOCATED, // bytes by the device's own count
     MEMORY,    // bytes by purpose (dist/memory.h)
     N_FIGURES = MEMORY + TSR_N_MEMORY
@@ -92,6 +94,7 @@ static void measure_blocks(const struct tsr_net *net, double *mine) {
         mine[BLOCK_WEIGHTS] += n * (double)tsr_dtype_size(net->ctx->dtype);
         mine[BLOCK_GRADIENTS] += n * (double)(sizeof(float) * (size_t)net->opt.n_grad_buffers);
         mine[BLOCK_MOMENTS] += (double)p->n_own * 2.0 * sizeof(float);
+        mine[BLOCK_MASTERS] += p->master ? (double)p->n_own * sizeof(float) : 0.0;
     }
 }
 
@@ -113,6 +116,7 @@ static void measure(struct bench *b, double *mine) {
     mine[WEIGHTS] = (double)tr->net.weights_bytes;
     mine[GRADIENTS] = (double)(tr->net.gradients_bytes + tr->net.accumulators_bytes);
     mine[MOMENTS] = (double)tr->net.moments_bytes;
+    mine[MASTERS] = (double)tr->net.masters_bytes;
     mine[ACTIVATIONS] = (double)(tr->state.slab_bytes + tr->executor.slab_bytes);
     measure_blocks(&tr->net, mine);
     struct tsr_memory memory;
@@ -161,10 +165,12 @@ static void print_json(const struct bench *b, double rate, double step, double s
            most[FIRST_STEP]);
     printf("\"bytes_sent\": {\"tp\": %.0f, \"pp\": %.0f, \"dp\": %.0f}, "
            "\"weights_bytes\": %.0f, \"gradients_bytes\": %.0f, \"moments_bytes\": %.0f, "
-           "\"activations_bytes\": %.0f, \"block_bytes\": {\"weights\": %.0f, "
-           "\"gradients\": %.0f, \"moments\": %.0f}, ",
+           "\"masters_bytes\": %.0f, \"activations_bytes\": %.0f, \"block_bytes\": {\"weights\": "
+           "%.0f, "
+           "\"gradients\": %.0f, \"moments\": %.0f, \"masters\": %.0f}, ",
            sum[SENT_TP], sum[SENT_PP], sum[SENT_DP], most[WEIGHTS], most[GRADIENTS], most[MOMENTS],
-           most[ACTIVATIONS], most[BLOCK_WEIGHTS], most[BLOCK_GRADIENTS], most[BLOCK_MOMENTS]);
+           most[MASTERS], most[ACTIVATIONS], most[BLOCK_WEIGHTS], most[BLOCK_GRADIENTS],
+           most[BLOCK_MOMENTS], most[BLOCK_MASTERS]);
     printf("\"rank_bytes\": {");
     for (int i = 0; i < TSR_N_MEMORY; i++)
         print_ranks(b, tsr_memory_names[i], MEMORY + i);
@@ -203,6 +209,7 @@ static int run(struct bench *b, const char *path, const char *const *overrides, 
     TSR_TRY(tsr_trainer_open(t, &j->run, &j->model, &j->ctx, &j->comm, &j->mesh,
                              tsr_random_sequence, j));
     TSR_TRY(tsr_net_init(&t->net));
+    TSR_TRY(tsr_trainer_round(t));
     TSR_TRY(tsr_trainer_step(t, &s));
     b->first_step_s = process_age();
     t->executor.times = (struct tsr_times){0};

@@ -15,7 +15,7 @@ enum { DEADLINE_S = 20, ROUNDS = 50, LARGE = 1 << 20 };
 static int check_sum(struct tsr_ctx *ctx, struct tsr_comm *c, float *buf, size_t n) {
     for (size_t i = 0; i < n; i++)
         buf[i] = (float)(c->rank + 1) + (float)(i % 64);
-    TSR_TRY(c->control->all_reduce(ctx, c, &c->world_group, buf, n));
+    TSR_TRY(c->control->all_reduce(ctx, c, &c->world_group, buf, n, NULL));
     for (size_t i = 0; i < n; i++) {
         float expected = (float)(c->world * (c->world + 1) / 2) + (float)(c->world * (int)(i % 64));
         if (buf[i] != expected)
@@ -31,11 +31,11 @@ static int try_comm(struct tsr_comm *c, float *buf) {
     TSR_TRY(check_sum(&ctx, c, buf, LARGE));
     double begin = tsr_now();
     for (int i = 0; i < ROUNDS; i++)
-        TSR_TRY(c->control->all_reduce(&ctx, c, &c->world_group, buf, 1));
+        TSR_TRY(c->control->all_reduce(&ctx, c, &c->world_group, buf, 1, NULL));
     double small = (tsr_now() - begin) / ROUNDS;
     begin = tsr_now();
     for (int i = 0; i < 5; i++)
-        TSR_TRY(c->control->all_reduce(&ctx, c, &c->world_group, buf, LARGE));
+        TSR_TRY(c->control->all_reduce(&ctx, c, &c->world_group, buf, LARGE, NULL));
     double large = (tsr_now() - begin) / 5;
     if (c->rank == 0)
         printf("ranks %d, all-reduce of 4 bytes %.1f us, of 4 MiB %.2f ms\n", c->world, small * 1e6,

@@ -23,6 +23,7 @@ static int train(struct tsr_job *j, struct tsr_trainer *t, const char *dir, int6
     int rc = j->run.model.from ? tsr_store_load_weights(&t->net, j->run.model.from)
                                : tsr_net_init(&t->net);
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, rc));
+    TSR_TRY(tsr_trainer_round(t));
     for (int64_t i = 0; i < steps; i++) {
         struct tsr_step_result r;
         TSR_TRY(tsr_trainer_step(t, &r));

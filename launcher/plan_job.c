@@ -121,6 +121,7 @@ static int refuse_device(struct tsr_job *j) {
     int n = 0, first = c->rank - c->local_rank, step = j->device.n_devices;
     TSR_TRY(j->ctx.ops->memory(&j->ctx, &free_bytes, &total));
     r.parallel.dp = j->mesh.dp;
+    r.device.backend = TSR_BACKEND_CUDA; // that `auto` found
     TSR_TRY(tsr_plan_open(&plan, &r, &j->model, &j->mesh, &opt));
     for (int l = c->local_rank % step; l < c->local_size; l += step, n++)
         need += on_device(&plan.classes[plan.class_of[first + l]].memory);

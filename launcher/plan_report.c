@@ -22,12 +22,19 @@ static void extremes(const struct tsr_plan *p, int purpose, const struct tsr_pla
     }
 }
 
-static void print_memory(const struct tsr_plan *p) {
+// Whether a purpose's bytes are known at all.
+static bool is_known(const struct tsr_run *run, int purpose) {
+    return purpose != TSR_MEMORY_kernels || !tsr_plan_on_device(run);
+}
+
+static void print_memory(const struct tsr_plan *p, const struct tsr_run *run) {
     printf("\n%-22s %14s %8s %14s %8s\n", "bytes of a rank", "least", "rank", "most", "rank");
     for (int i = 0; i <= TSR_N_MEMORY; i++) {
         const struct tsr_plan_class *least, *most;
         char a[32], b[32];
         extremes(p, i, &least, &most);
+        if (!is_known(run, i))
+            printf("  %-20s %14s %8s %14s\n", "scratch of kernels", "unknown", "", "unknown");
         if (value_of(most, i) == 0)
             continue;
         printf("  %-20s %14s %8d %14s %8d\n", i < TSR_N_MEMORY ? tsr_memory_texts[i] : "all",
@@ -75,7 +82,7 @@ void tsr_plan_print(const struct tsr_planned *p) {
            "each\n",
            j->run.run.name, (double)tsr_model_n_params(&j->model) * 1e-6, m->world, m->tp, m->pp,
            m->dp, p->opt.per_host, p->opt.threads, p->opt.threads == 1 ? "" : "s");
-    print_memory(&p->plan);
+    print_memory(&p->plan, &j->run);
     if (tsr_traffic_of(&sent, &j->run, &j->model, m) == 0)
         print_sent(p, &sent);
     printf("\n%-22s %13.1f %%\n", "pipeline bubble", 100.0 * tsr_bubble_share(&j->run, m));
@@ -88,19 +95,25 @@ void tsr_plan_print(const struct tsr_planned *p) {
 
 // ---- JSON
 
-static json_t *bytes_json(const struct tsr_plan_class *c) {
+static json_t *bytes_json(const struct tsr_plan_class *c, const struct tsr_run *run) {
     json_t *o = json_object();
     for (int i = 0; i < TSR_N_MEMORY; i++)
-        json_object_set_new(o, tsr_memory_names[i], json_integer((json_int_t)value_of(c, i)));
+        json_object_set_new(o, tsr_memory_names[i],
+                            is_known(run, i) ? json_integer((json_int_t)value_of(c, i))
+                                             : json_null());
     json_object_set_new(o, "total", json_integer((json_int_t)c->total));
     return o;
 }
 
-static json_t *extremes_json(const struct tsr_plan *p) {
+static json_t *extremes_json(const struct tsr_plan *p, const struct tsr_run *run) {
     json_t *o = json_object();
     for (int i = 0; i <= TSR_N_MEMORY; i++) {
         const struct tsr_plan_class *least, *most;
         extremes(p, i, &least, &most);
+        if (!is_known(run, i)) {
+            json_object_set_new(o, tsr_memory_names[i], json_null());
+            continue;
+        }
         json_object_set_new(o, i < TSR_N_MEMORY ? tsr_memory_names[i] : "total",
                             json_pack("{s:I, s:i, s:I, s:i}", "min", (json_int_t)value_of(least, i),
                                       "min_rank", least->first, "max",
@@ -121,10 +134,10 @@ static json_t *advice_json(const struct tsr_planned *p) {
     return list;
 }
 
-static json_t *ranks_json(const struct tsr_plan *p, bool classes) {
+static json_t *ranks_json(const struct tsr_plan *p, const struct tsr_run *run, bool classes) {
     json_t *list = json_array();
     for (int k = 0; classes && k < p->n_classes; k++)
-        json_array_append_new(list, bytes_json(&p->classes[k]));
+        json_array_append_new(list, bytes_json(&p->classes[k], run));
     for (int r = 0; !classes && r < p->mesh.world; r++)
         json_array_append_new(list, json_integer(p->class_of[r]));
     return list;
@@ -139,12 +152,13 @@ int tsr_plan_print_json(const struct tsr_planned *p) {
         "{s:{s:i, s:i, s:i}, s:i, s:i, s:i, s:o, s:o, s:o, s:{s:I, s:I, s:I}, s:f, s:f, s:s, s:I, "
         "s:I, s:b, s:o}",
         "layout", "tp", m->tp, "pp", m->pp, "dp", m->dp, "world", m->world, "ranks_per_host",
-        p->opt.per_host, "threads", p->opt.threads, "bytes", extremes_json(&p->plan), "classes",
-        ranks_json(&p->plan, true), "class_of_rank", ranks_json(&p->plan, false), "bytes_sent",
-        "tp", (json_int_t)sent.tp, "pp", (json_int_t)sent.pp, "dp", (json_int_t)sent.dp, "bubble",
-        tsr_bubble_share(&j->run, m), "flops_per_step", step_flops(p), "flops_formula",
-        tsr_flops_formula, "host_bytes", (json_int_t)p->host_bytes, "memory_bytes",
-        (json_int_t)p->memory, "fits", p->host_bytes <= p->memory, "advice", advice_json(p));
+        p->opt.per_host, "threads", p->opt.threads, "bytes", extremes_json(&p->plan, &j->run),
+        "classes", ranks_json(&p->plan, &j->run, true), "class_of_rank",
+        ranks_json(&p->plan, &j->run, false), "bytes_sent", "tp", (json_int_t)sent.tp, "pp",
+        (json_int_t)sent.pp, "dp", (json_int_t)sent.dp, "bubble", tsr_bubble_share(&j->run, m),
+        "flops_per_step", step_flops(p), "flops_formula", tsr_flops_formula, "host_bytes",
+        (json_int_t)p->host_bytes, "memory_bytes", (json_int_t)p->memory, "fits",
+        p->host_bytes <= p->memory, "advice", advice_json(p));
     char *text = o ? json_dumps(o, JSON_REAL_PRECISION(9)) : NULL;
     json_decref(o);
     if (!text)

@@ -19,6 +19,7 @@ struct tsr_saver {
     char run_dir[TSR_PATH_MAX], source_dir[TSR_PATH_MAX], tokenizer_dir[TSR_PATH_MAX]; // "": none
     uint64_t epoch;
     double timeout_s, stall_s;
+    bool direct;
     struct tsr_snapshot *snapshot;
     uint32_t attempt;
     struct tsr_save_ops ops;
@@ -98,6 +99,7 @@ static int copy_options(struct tsr_saver *s, const struct tsr_saver_opt *opt) {
     s->net = opt->net;
     s->agent = opt->agent;
     s->epoch = opt->epoch;
+    s->direct = opt->direct;
     s->timeout_s = opt->timeout_s > 0.0 ? opt->timeout_s : 3600.0;
     TSR_TRY(tsr_path_join(s->run_dir, opt->run_dir, ""));
     if (opt->source_dir)
@@ -126,7 +128,7 @@ int tsr_saver_open(struct tsr_saver **out, const struct tsr_saver_opt *opt) {
     s->ops = (struct tsr_save_ops){s, begin, write_all, digest, ended};
     int rc = copy_options(s, opt);
     if (rc == 0)
-        rc = tsr_snapshot_open(&s->snapshot, s->net);
+        rc = (opt->direct ? tsr_snapshot_open_direct : tsr_snapshot_open)(&s->snapshot, s->net);
     if (rc == 0)
         rc = publish_map(s);
     if (rc < 0) {
@@ -201,6 +203,7 @@ static int copy_state(struct tsr_saver *s, const struct tsr_state *state) {
 
 int tsr_saver_save(struct tsr_saver *s, const struct tsr_state *state, bool wait) {
     double begun = tsr_now();
+    TSR_ASSERT(wait || !s->direct);
     TSR_TRY(tsr_saver_wait(s));
     TSR_TRY(tsr_snapshot_take(s->snapshot));
     TSR_TRY(copy_state(s, state));

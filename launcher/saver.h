@@ -20,9 +20,10 @@ struct tsr_saver_opt {
     const char *tokenizer_dir; // or NULL
     uint64_t epoch;
     double timeout_s; // of one save in flight; 0: an hour
+    bool direct;      // no second buffer: every save waits for its end
 };
 
-// Allocates the second buffer and publishes this rank's shard map.
+// Allocates the second buffer, if any, and publishes this rank's shard map.
 int tsr_saver_open(struct tsr_saver **out, const struct tsr_saver_opt *opt);
 // Before or after tsr_agent_close, which ends the save in flight. With the agent still there it
 // waits for that save, a minute at most: one that doesn't end keeps the memory that it works on.
@@ -30,8 +31,8 @@ int tsr_saver_open(struct tsr_saver **out, const struct tsr_saver_opt *opt);
 void tsr_saver_close(struct tsr_saver *s);
 
 // Waits for the save in flight (its failure is returned, and nothing is begun), copies the state
-// and has it written: `wait`: returns when the checkpoint is committed, else at once. `state` is
-// copied. Not collective: the ranks' codes may differ.
+// and has it written: `wait`: returns when the checkpoint is committed, else at once, which a
+// direct saver can't. `state` is copied. Not collective: the ranks' codes may differ.
 int tsr_saver_save(struct tsr_saver *s, const struct tsr_state *state, bool wait);
 
 // The failure of a save that has ended since the last call, or 0. Not collective and never waits:

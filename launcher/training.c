@@ -194,7 +194,8 @@ static int prepare(struct tsr_training *tr) {
                                   .run_dir = j->run.run.dir,
                                   .source_dir = j->run.model.from,
                                   .tokenizer_dir = j->tokenizer ? j->tokenizer_dir : NULL,
-                                  .epoch = tr->attachment.epoch};
+                                  .epoch = tr->attachment.epoch,
+                                  .direct = !j->run.checkpoint.async};
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, tsr_saver_open(&tr->saver, &saver)));
     TSR_TRY(measure_peak(tr));
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_reports(tr)));

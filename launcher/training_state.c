@@ -37,7 +37,7 @@ static int check(void *arg, const char *dir) {
     return check_state(x->tr, &x->s, dir);
 }
 
-static void take_state(struct tsr_training *tr, const struct tsr_state *s) {
+static int take_state(struct tsr_training *tr, const struct tsr_state *s) {
     struct tsr_trainer *t = &tr->trainer;
     t->step = s->step;
     t->updates = s->updates;
@@ -45,13 +45,16 @@ static void take_state(struct tsr_training *tr, const struct tsr_state *s) {
     t->sequences = s->sequences;
     t->guard = s->guard;
     tr->saved_step = s->step;
+    return tsr_trainer_round(t);
 }
 
 int tsr_training_resume(struct tsr_training *tr, int64_t below, char dir[static TSR_PATH_MAX]) {
     struct resuming x = {.tr = tr};
     int rc = tsr_store_resume(&tr->trainer.net, tr->job.run.run.dir, below, check, &x, dir);
-    if (rc == 1)
-        take_state(tr, &x.s);
+    if (rc == 1) {
+        int taken = take_state(tr, &x.s);
+        rc = taken < 0 ? taken : rc;
+    }
     tsr_state_free(&x.s);
     return rc;
 }
@@ -65,7 +68,7 @@ static int resume_from(struct tsr_training *tr, const char *dir) {
     if (rc == 0)
         rc = tsr_agree(net->ctx, net->comm, tsr_store_load_checkpoint(net, dir, true));
     if (rc == 0)
-        take_state(tr, &x.s);
+        rc = take_state(tr, &x.s);
     tsr_state_free(&x.s);
     return rc;
 }
@@ -94,7 +97,8 @@ int tsr_training_load(struct tsr_training *tr) {
         return 0;
     }
     int rc = r->model.from ? tsr_store_load_weights(net, r->model.from) : tsr_net_init(net);
-    return tsr_agree(net->ctx, net->comm, rc);
+    TSR_TRY(tsr_agree(net->ctx, net->comm, rc));
+    return tsr_trainer_round(&tr->trainer);
 }
 
 int tsr_training_save(struct tsr_training *tr, enum tsr_save_kind kind, bool wait) {

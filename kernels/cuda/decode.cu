@@ -17,17 +17,6 @@ template <class T> struct decode_args {
 
 // ---- how a call is dealt out (fp32 too)
 
-// Bytes before the scores: maxima, and what passes hand on when there are several.
-static size_t fixed_floats(const decode_plan &p, int head_dim, bool passes) {
-    size_t slices = blocks_for(head_dim, DECODE_COLUMNS), units = (size_t)p.units;
-    return units * (size_t)p.n_blocks * DECODE_ROWS +
-           (passes ? units * slices * DECODE_CARRIED : 0);
-}
-
-static size_t block_floats(const decode_plan &p) {
-    return (size_t)p.units * (size_t)(DECODE_ROWS * p.keys + DECODE_EXTRA);
-}
-
 size_t tsr_cuda_attention_scratch(enum tsr_dtype dtype, const struct tsr_cuda_attn *a) {
     if (a->n_few == 0 || a->nq == 0 || a->max_length == 0)
         return 0;

@@ -129,4 +129,15 @@ inline unsigned decode_splits(const decode_plan &p) {
     return (unsigned)std::max(std::min(DECODE_BLOCKS / p.units, most), (int64_t)1);
 }
 
+// Floats before the scores: maxima, and what passes hand on when there are several.
+inline size_t fixed_floats(const decode_plan &p, int head_dim, bool passes) {
+    size_t slices = blocks_for(head_dim, DECODE_COLUMNS), units = (size_t)p.units;
+    return units * (size_t)p.n_blocks * DECODE_ROWS +
+           (passes ? units * slices * DECODE_CARRIED : 0);
+}
+
+inline size_t block_floats(const decode_plan &p) {
+    return (size_t)p.units * (size_t)(DECODE_ROWS * p.keys + DECODE_EXTRA);
+}
+
 #endif

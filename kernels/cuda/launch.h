@@ -11,6 +11,9 @@
 extern "C" {
 #endif
 
+// The object shows these beside tsr_plugin: tests of kernels call them there.
+#pragma GCC visibility push(default)
+
 // struct tsr_segment on the device. k NULL: keys are the segment's own rows; else they are the
 // rows of a paged cache (struct tsr_kv_cache).
 struct tsr_cuda_segment {
@@ -126,12 +129,11 @@ int tsr_cuda_tree_max(void *stream, float *out, const float *const *in, int n_in
 int tsr_cuda_sumsq(void *stream, double *sums, const float *g, ptrdiff_t ld, const int64_t *bounds,
                    int n_blocks, int64_t row0, int64_t rows, int64_t cols, double *of_row);
 // w16 NULL, or the weights of type `dtype` (leading dimension ldw as w) that follow the master w.
-// `rounding` NULL: to nearest; else bf16 is rounded up with the probability of what is cut off, by
-// Philox(key, {e / 4, e / 2^34, 0, 0})[e % 4] of global element e = first + row ldw + column.
 int tsr_cuda_adamw(void *stream, const struct tsr_adamw *p, float *w, ptrdiff_t ldw, float *m,
                    float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
-                   enum tsr_dtype dtype, void *w16, const struct tsr_rng_key *rounding,
-                   int64_t first);
+                   enum tsr_dtype dtype, void *w16);
+int tsr_cuda_round(void *stream, enum tsr_dtype dtype, void *w, ptrdiff_t ldw, const float *master,
+                   const struct tsr_rounding *r, int64_t rows, int64_t cols);
 int tsr_cuda_init_normal(void *stream, enum tsr_dtype dtype, void *w, struct tsr_rng_key key,
                          float std, int64_t row0, int64_t rows, int64_t col0, int64_t cols,
                          int64_t global_cols);
@@ -152,6 +154,8 @@ size_t tsr_cuda_attention_scratch(enum tsr_dtype dtype, const struct tsr_cuda_at
 // aligned to 16 bytes.
 int tsr_cuda_attention(void *stream, enum tsr_dtype dtype, const struct tsr_cuda_attn *a, void *o,
                        float *lse, const void *q, const void *k, const void *v);
+// Whether attention is there for heads of this size. TSR_ECONFIG: it isn't; says for which it is.
+int tsr_cuda_check_heads(enum tsr_dtype dtype, int64_t head_dim);
 // scratch: tsr_cuda_attention_bwd_scratch(dtype, a) floats, aligned to 16 bytes, with any contents.
 // Segments don't overlap.
 size_t tsr_cuda_attention_bwd_scratch(enum tsr_dtype dtype, const struct tsr_cuda_attn *a);
@@ -159,6 +163,8 @@ int tsr_cuda_attention_bwd(void *stream, enum tsr_dtype dtype, const struct tsr_
                            const struct tsr_kv_slot *slots, int n_slots, void *dq, void *dk,
                            void *dv, const void *d_o, const void *o, const float *lse,
                            const void *q, const void *k, const void *v, float *scratch);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

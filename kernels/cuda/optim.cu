@@ -17,14 +17,37 @@ __global__ void __launch_bounds__(256)
     store_chunk(out + at, n - at, wide, x);
 }
 
+enum { TREE_LEAVES = 8 }; // of a subtree that stays in registers
+
+// Leaves k0 to k0 + TREE_LEAVES - 1 of element `at`, those below n_in, joined: neighbours, then
+// neighbours of those.
+DEVICE float subtree(const float *const *in, int k0, int n_in, int64_t at) {
+    float x[TREE_LEAVES];
+    UNROLL(TREE_LEAVES)
+    for (int k = 0; k < TREE_LEAVES; k++)
+        x[k] = k0 + k < n_in ? in[k0 + k][at] : 0.0f;
+    UNROLL(3)
+    for (int step = 1; step < TREE_LEAVES; step *= 2) {
+        UNROLL(TREE_LEAVES)
+        for (int k = 0; k + step < TREE_LEAVES; k += 2 * step)
+            if (k0 + k + step < n_in) // a lone node rises unchanged
+                x[k] = x[k] + x[k + step];
+    }
+    return x[0];
+}
+
 __global__ void __launch_bounds__(256)
     tree_add_kernel(float *out, const float *const *in, int n_in, int64_t n) {
     int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= n)
         return;
+    if (n_in <= TREE_LEAVES) {
+        out[at] = subtree(in, 0, n_in, at);
+        return;
+    }
     sum_tree tree;
-    for (int k = 0; k < n_in; k++)
-        tree.leaf((unsigned)k, in[k][at]);
+    for (int k = 0; k < n_in; k += TREE_LEAVES)
+        tree.leaf((unsigned)k, subtree(in, k, n_in, at));
     out[at] = tree.root();
 }
 
@@ -74,9 +97,8 @@ template <class T> struct adamw_args {
     T *w16; // like w, or NULL
     ptrdiff_t ldw, ldg;
     int64_t rows, cols, per_row; // per_row: chunks
-    struct tsr_rng_key key;
-    int64_t first;
-    bool stochastic, wide;
+    struct tsr_rounding rounding;
+    bool stochastic, wide, wide16; // wide16: 8-byte accesses may go to w16
 };
 
 // x rounded to bf16 with the probability of either neighbour given by what is cut off; `draw`
@@ -86,6 +108,37 @@ DEVICE float round_by_draw(float x, uint32_t draw) {
     if ((u & 0x7f800000u) == 0x7f800000u)
         return x;
     return __uint_as_float((u + (draw & 0xffffu)) & 0xffff0000u);
+}
+
+DEVICE uint4 rounding_draws(const struct tsr_rounding &r, uint64_t counter) {
+    return philox(r.key, (uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)r.update,
+                  (uint32_t)(r.update >> 32));
+}
+
+// Four neighbours from element e of the tensor on: one counter's draws, or the last of one and the
+// first of the next.
+DEVICE void round_chunk(chunk<float> &w, const struct tsr_rounding &r, uint64_t e) {
+    uint4 draw = rounding_draws(r, e / 4), more = draw;
+    if (e % 4 != 0)
+        more = rounding_draws(r, e / 4 + 1);
+    UNROLL(4)
+    for (int k = 0; k < 4; k++) {
+        int i = (int)(e % 4) + k;
+        w.v[k] = round_by_draw(w.v[k], i < 4 ? word_of(draw, i) : word_of(more, i - 4));
+    }
+}
+
+// Four values, of which `left` exist, to nearest; `wide`: 8 bytes at once.
+template <class T> DEVICE void store_narrow(T *to, int64_t left, bool wide, const chunk<float> &x) {
+    if constexpr (sizeof(T) == 2) {
+        if (wide && left >= 4) {
+            store8(to, uint2{pack2<T>(x.v[0], x.v[1]), pack2<T>(x.v[2], x.v[3])});
+            return;
+        }
+    }
+    for (int k = 0; k < 4; k++)
+        if (k < left)
+            to[k] = from_float<T>(x.v[k]);
 }
 
 // With s = grad_scale, t = lr / bias1:
@@ -112,18 +165,22 @@ template <class T> __global__ void __launch_bounds__(256) adamw_kernel(adamw_arg
     store_chunk(q.w + row * q.ldw + col, left, q.wide, w);
     if (q.w16 == nullptr)
         return;
-    int64_t e = q.first + row * q.ldw + col;
-    for (int k = 0; k < 4; k++) {
-        if (k >= left)
-            break;
-        float x = w.v[k];
-        if (q.stochastic) {
-            uint64_t counter = (uint64_t)(e + k) / 4;
-            uint4 draw = philox(q.key, (uint32_t)counter, (uint32_t)(counter >> 32), 0, 0);
-            x = round_by_draw(x, word_of(draw, (int)((e + k) % 4)));
-        }
-        q.w16[row * q.ldw + col + k] = from_float<T>(x);
-    }
+    if (q.stochastic)
+        round_chunk(w, q.rounding, (uint64_t)(q.rounding.first + row * q.rounding.row_elems + col));
+    store_narrow(q.w16 + row * q.ldw + col, left, q.wide16, w);
+}
+
+// w of (rows, cols) with leading dimension ldw.
+__global__ void __launch_bounds__(256)
+    round_kernel(bf16 *w, ptrdiff_t ldw, const float *master, struct tsr_rounding r, int64_t rows,
+                 int64_t cols, int64_t per_row, bool wide, bool wide16) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int64_t row = i / per_row, col = i % per_row * 4, left = cols - col;
+    if (row >= rows)
+        return;
+    chunk<float> x = load_chunk(master + row * cols + col, left, wide);
+    round_chunk(x, r, (uint64_t)(r.first + row * r.row_elems + col));
+    store_narrow(w + row * ldw + col, left, wide16, x);
 }
 
 int tsr_cuda_add(void *stream, enum tsr_dtype dtype, void *out, const void *a, const void *b,
@@ -157,15 +214,36 @@ int tsr_cuda_sumsq(void *stream, double *sums, const float *g, ptrdiff_t ld, con
                          CHAIN_THREADS * sizeof(double), stream, sums, of_row, bounds, row0);
 }
 
+static bool eight_aligned(const void *p, ptrdiff_t ld, int64_t rows) {
+    return (uintptr_t)p % 8 == 0 && (rows == 1 || ld % 4 == 0);
+}
+
+int tsr_cuda_round(void *stream, enum tsr_dtype dtype, void *w, ptrdiff_t ldw, const float *master,
+                   const struct tsr_rounding *r, int64_t rows, int64_t cols) {
+    if (dtype != TSR_DT_BF16)
+        return tsr_fail(TSR_EUSAGE, "device: stochastic rounding is for bf16 weights");
+    if (rows == 0 || cols == 0)
+        return 0;
+    if (ldw == cols && r->row_elems == cols) { // one long row
+        cols *= rows;
+        rows = 1;
+    }
+    int64_t per_row = (cols + 3) / 4;
+    bool wide = aligned16(master) && (rows == 1 || cols % 4 == 0);
+    return launch_kernel("round", round_kernel, dim3(blocks_for(rows * per_row, 256)), 256, 0,
+                         stream, (bf16 *)w, ldw, master, *r, rows, cols, per_row, wide,
+                         eight_aligned(w, ldw, rows));
+}
+
 int tsr_cuda_adamw(void *stream, const struct tsr_adamw *p, float *w, ptrdiff_t ldw, float *m,
                    float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
-                   enum tsr_dtype dtype, void *w16, const struct tsr_rng_key *rounding,
-                   int64_t first) {
+                   enum tsr_dtype dtype, void *w16) {
+    const struct tsr_rounding *rounding = p->rounding;
     if (rounding != nullptr && dtype != TSR_DT_BF16)
         return tsr_fail(TSR_EUSAGE, "device: stochastic rounding is for bf16 weights");
     if (rows == 0 || cols == 0)
         return 0;
-    if (ldw == cols && ldg == cols) { // one long row
+    if (ldw == cols && ldg == cols && (rounding == nullptr || rounding->row_elems == cols)) {
         cols *= rows;
         ldw = ldg = cols;
         rows = 1;
@@ -193,11 +271,11 @@ int tsr_cuda_adamw(void *stream, const struct tsr_adamw *p, float *w, ptrdiff_t 
         q.per_row = (cols + 3) / 4;
         q.stochastic = rounding != nullptr;
         if (q.stochastic)
-            q.key = *rounding;
-        q.first = first;
+            q.rounding = *rounding;
         q.wide = aligned16(w, ldw) && aligned16(g, ldg) && aligned16(m, cols) && aligned16(v);
         if (rows == 1)
             q.wide = aligned16(w) && aligned16(g) && aligned16(m) && aligned16(v);
+        q.wide16 = sizeof(T) == 2 && eight_aligned(w16, ldw, rows);
         return launch_kernel("adamw", adamw_kernel<T>, dim3(blocks_for(rows * q.per_row, 256)), 256,
                              0, stream, q);
     })

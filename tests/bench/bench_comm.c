@@ -16,7 +16,8 @@ struct bench {
 };
 
 static int reduce_once(struct bench *b) {
-    return b->c.ops->all_reduce(&b->ctx, &b->c, &b->group, b->buf, b->n_bytes / sizeof *b->buf);
+    return b->c.ops->all_reduce(&b->ctx, &b->c, &b->group, b->buf, b->n_bytes / sizeof *b->buf,
+                                NULL);
 }
 
 static int mpi_once(struct bench *b) {

@@ -1,5 +1,5 @@
 // Checkpoints: how long training stops for one beside a plain copy of the same bytes, and how fast
-// it is written and loaded beside a plain sequential file on the same disk. What is compared takes
+// it is written and loaded beside plain sequential files on the same disk. What is compared takes
 // turns, and the median is taken of the shares of each turn: the disk and the machine change.
 //   mpirun --bind-to none --mca mpi_yield_when_idle 1 -np 2 bench_save DIR [PRESET [TP PP DP]]
 // DIR is a folder on the disk; PRESET a model of configs/models (smollm2-135m). The ranks' layout
@@ -112,10 +112,10 @@ static double write_plain(struct bench *b, int flags) {
     return slowest(b, seconds);
 }
 
+// The very files that are loaded, one after the other: other places of a disk have other speeds.
 static double read_plain(struct bench *b, int flags) {
     double seconds = 0.0;
-    if (first(b))
-        must(b, plain_read(b->plain, b->n_bytes, flags, &seconds));
+    must(b, first(b) ? plain_read_all(b->run_dir, flags, &seconds) : 0);
     return slowest(b, seconds);
 }
 
@@ -148,7 +148,7 @@ static void exchange(struct bench *b, struct ranges *r) {
     char *mine = all + (size_t)b->c.rank * one;
     memcpy(mine, r->have, r->n);
     memcpy(mine + r->n, r->digests, r->n * sizeof *r->digests);
-    must(b, b->c.ops->all_gather(&b->ctx, &b->c, &b->c.world_group, all, mine, n_bytes));
+    must(b, b->c.ops->all_gather(&b->ctx, &b->c, &b->c.world_group, all, mine, n_bytes, NULL));
     for (size_t i = 0; i < world; i++)
         for (uint64_t k = 0; k < r->n; k++)
             if (all[i * one + k]) {

@@ -34,8 +34,8 @@ PRODUCTS = {"gemm query", "gemm up", "gemm down, 8 pieces", "gemm weight gradien
 FIELDS = """run.name run.dir run.seed model.from model.preset model.config model.tokenizer
 data.train data.valid data.seq_len data.shuffle data.packing train.steps train.global_batch
 train.micro_batch train.lr train.schedule train.warmup train.decay train.min_lr train.beta1
-train.beta2 train.eps train.weight_decay train.clip train.precision train.recompute
-train.eval_every train.dropout.embedding train.dropout.attention train.dropout.residual
+train.beta2 train.eps train.weight_decay train.clip train.precision train.stochastic_rounding
+train.recompute train.eval_every train.dropout.embedding train.dropout.attention train.dropout.residual
 train.dropout.ffn parallel.tp parallel.pp parallel.dp parallel.schedule parallel.chunks
 parallel.sequence parallel.exact parallel.virtual_shards parallel.virtual_replicas
 parallel.elastic checkpoint.every checkpoint.keep checkpoint.async checkpoint.resume

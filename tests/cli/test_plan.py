@@ -67,6 +67,27 @@ class Plan(cli.Case):
         self.assertEqual(planned, run["rank_bytes"]["communication"])
         self.assertEqual(plan["host_bytes"], plan["bytes"]["total"]["max"])
 
+    def test_no_second_copy(self):
+        """A save that training waits for writes the state from where it is."""
+        path = self.file(TIED, (2, 1, 2))
+        copied, direct = self.plan(path), self.plan(path, "checkpoint.async=false")
+        for a, b in zip(copied["classes"], direct["classes"], strict=True):
+            self.assertEqual(b["snapshot"], 0)
+            self.assertGreaterEqual(a["snapshot"], a["moments"])
+            self.assertEqual(a["total"] - a["snapshot"], b["total"])
+
+    def test_a_device_keeps_what_it_keeps(self):
+        path = self.file(TIED, (1, 2, 1))
+        cpu, device = self.plan(path), self.plan(path, "device.backend=cuda")
+        self.assertGreater(cpu["bytes"]["kernels"]["max"], 0)
+        self.assertIsNone(device["bytes"]["kernels"])
+        for a, b in zip(cpu["classes"], device["classes"], strict=True):
+            self.assertIsNone(b["kernels"])
+            self.assertEqual(a["total"] - a["kernels"], b["total"])
+        text = self.good("plan", path, "train.precision=bf16").out.decode()
+        self.assertRegex(text, "scratch of kernels +unknown")
+        self.assertNotRegex(self.good("plan", path).out.decode(), "unknown")
+
     def test_large_models_need_nothing(self):
         path = self.run_file("large.yaml", model={"config": None, "preset": "llama3.1-405b"},
                              data={"train": None, "seq_len": 8192},

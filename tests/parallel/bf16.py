@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ train:
   schedule: constant
   eval_every: {eval_every}
   precision: bf16
+  stochastic_rounding: {stochastic}
   dropout: {{embedding: {p}, attention: {p}, residual: {p}, ffn: {p}}}
 parallel: {{virtual_replicas: 2}}
 device: {{backend: cuda}}
@@ -116,9 +118,11 @@ def make_data(lab):
     (lab.dir / "valid.txt").write_text(laboratory.make_text(150, 2), encoding="utf-8")
 
 
-def write_run(lab, name, model, dropout, steps=STEPS, lr="1.0e-2", every=0, eval_every=2):
+def write_run(lab, name, model, dropout, steps=STEPS, lr="1.0e-2", every=0, eval_every=2,
+              stochastic=False):
     return lab.write_run(name, RUN.format(model=model, steps=steps, lr=lr, p=dropout, every=every,
-                                          eval_every=eval_every))
+                                          eval_every=eval_every,
+                                          stochastic=str(stochastic).lower()))
 
 
 def check_layouts(lab, name):
@@ -179,6 +183,109 @@ def check_resume(lab):
             train(lab, run_file, other, lab.dir / "narrow-4", longer)]
     compare_end(ends[0], ends[1], 1)
     print("fp32 resumed in bf16, in two layouts: equal", flush=True)
+    return 0
+
+
+def check_stochastic(lab):
+    """Weights rounded by draws: the same bits in any layout, and after a resume in another one; and
+    not those of rounding to nearest. Saves with a second buffer and without write the same."""
+    make_data(lab)
+    layouts = [{**REFERENCE, "layout": (2, 1, 2), "sequence": True, "transport": "host"},
+               {**REFERENCE, "layout": (1, 2, 2), "schedule": ("gpipe", 1), "micro_batch": 2},
+               {**REFERENCE, "layout": (2, 2, 1), "recompute": "full"}]
+    for name, model in (("tied", TIED), ("gpt2", GPT2)):
+        run_file = write_run(lab, name, model, 0.0, steps=4, every=2, eval_every=1,
+                             stochastic=True)
+        whole = train(lab, run_file, REFERENCE, lab.dir / f"{name}-whole")
+        for i, case in enumerate(layouts[:1] if SLOW_BUILD else layouts):
+            there = lab.dir / f"{name}-{i}"
+            laboratory.compare_runs(whole, train(lab, run_file, case, there,
+                                                 {"checkpoint.async": "false"}))
+            half = whole / "checkpoints" / "step-00000002"
+            compare_end(whole, train(lab, run_file, case, lab.dir / f"{name}-{i}-on",
+                                     {"checkpoint.resume": half}), 3)
+            print(f"{name}: {case['layout']}: whole and resumed: equal", flush=True)
+        half = lab.dir / f"{name}-0" / "checkpoints" / "step-00000002"
+        compare_end(whole, train(lab, run_file, REFERENCE, lab.dir / f"{name}-back",
+                                 {"checkpoint.resume": half}), 3)
+        expect_refused(lab, "train.stochastic_rounding", 1, "train", run_file,
+                       f"run.dir={lab.dir / 'other'}", f"checkpoint.resume={half}",
+                       "train.stochastic_rounding=false")
+        nearest = train(lab, run_file, REFERENCE, lab.dir / f"{name}-nearest",
+                        {"train.stochastic_rounding": "false"})
+        if laboratory.metrics(nearest)[1]["loss"] == laboratory.metrics(whole)[1]["loss"]:
+            raise Different(f"{name}: the losses are those of rounding to nearest")
+    return 0
+
+
+def check_rollback(lab):
+    """After spikes, which this rate and this factor bring, weights are drawn anew from the anchor's
+    masters: as in another layout, and as in a run that begins there."""
+    make_data(lab)
+    run_file = write_run(lab, "rollback", TIED, 0.0, steps=8, every=2, stochastic=True)
+    spikes = {"train.spike.grad_norm": "1.1", "train.spike.window": "1",
+              "train.spike.action": "rollback"}
+    whole = train(lab, run_file, {**REFERENCE, "micro_batch": 4}, lab.dir / "whole", spikes)
+    if int(laboratory.metrics(whole)[-1]["rollbacks"]) < 2:
+        raise Different("expected two rollbacks or more")
+    other = {**REFERENCE, "layout": (2, 1, 2)}
+    laboratory.compare_runs(whole, train(lab, run_file, other, lab.dir / "other", spikes))
+    for step in (4, 6):
+        anchor = whole / "checkpoints" / f"step-{step:08}"
+        found = train(lab, run_file, {**REFERENCE, "layout": (1, 2, 1)}, lab.dir / f"from-{step}",
+                      {**spikes, "checkpoint.resume": anchor})
+        compare_end(whole, found, step + 1)
+    return 0
+
+
+def expect_refused(lab, what, n_ranks, *arguments):
+    """Exit code 2 and one sentence that has `what`."""
+    done = subprocess.run(lab.command(n_ranks, *arguments), env=laboratory.environment(), text=True,
+                          capture_output=True, timeout=laboratory.RUN_LIMIT_S, check=False)
+    if done.returncode != 2 or done.stderr.count(what) != 1:
+        raise Different(f"{arguments}: expected exit code 2 and one \"{what}\", found "
+                        f"{done.returncode} and:\n{done.stderr}")
+
+
+def check_heads(lab):
+    """A head size that the kernels lack in bf16 is refused when the device is opened."""
+    make_data(lab)
+    small = TIED.replace("head_dim: 64", "head_dim: 24")
+    run_file = write_run(lab, "heads", small, 0.0, steps=1, eval_every=0)
+    what = "attention heads have size 24: on a CUDA device expected 64, 80, 96, 128 or 256 in bf16"
+    os.environ["TESSERA_TRANSPORT"] = "nccl"
+    for n_ranks in (1, 2):
+        run_dir = lab.dir / f"refused-{n_ranks}"
+        expect_refused(lab, what, n_ranks, "train", run_file, f"run.dir={run_dir}",
+                       f"parallel.tp={n_ranks}")
+        if list(run_dir.glob("data/*")) or (run_dir / "metrics.jsonl").exists():
+            raise Different(f"{run_dir} was begun before it was refused")
+    expect_refused(lab, what, 1, "bench", "train", run_file)
+    model = laboratory.checkpoint(train(lab, run_file, REFERENCE, lab.dir / "wide",
+                                        {"train.precision": "fp32"}))
+    device = ["--device", "cuda", "--dtype", "bf16"]
+    expect_refused(lab, what, 1, "generate", model, "--ids", "1,2,3", *device)
+    expect_refused(lab, what, 1, "eval", model, "--data", lab.dir / "valid.txt", *device)
+    lab.output(lab.command(1, "generate", model, "--ids", "1,2,3", "--max-tokens", "2",
+                           "--device", "cuda"), laboratory.environment())
+    return 0
+
+
+def check_bench(lab):
+    """`bench train` says what masters take, beside weights and moments."""
+    run_file = write_run(lab, "bench", TIED, 0.0, eval_every=0)
+    os.environ["TESSERA_TRANSPORT"] = "nccl"
+    for n_ranks in (1, 2):
+        out = json.loads(lab.output(
+            lab.command(n_ranks, "bench", "train", run_file, f"parallel.dp={n_ranks}", "--json",
+                        "--steps", "1"), laboratory.environment()).splitlines()[-1])
+        blocks = out["block_bytes"]
+        good = (max(out["rank_bytes"]["masters"]) == out["masters_bytes"]
+                and 2 * out["masters_bytes"] == out["moments_bytes"]
+                and 2 * blocks["masters"] == blocks["moments"]
+                and 0 < n_ranks * blocks["masters"] <= 2.1 * blocks["weights"])
+        if not good:
+            raise Different(f"{n_ranks} ranks: {out}")
     return 0
 
 
@@ -251,5 +358,6 @@ if __name__ == "__main__":
     if "TESSERA_CUDA_OBJECT" not in os.environ:
         sys.exit("TESSERA_CUDA_OBJECT is missing: the object of the simulated device")
     CASES = {name: lambda lab, name=name: check_layouts(lab, name) for name in GROUPS}
-    laboratory.main(__doc__, {**CASES, "resume": check_resume, "curve": check_curve,
-                                  "pytorch": check_pytorch})
+    laboratory.main(__doc__, {**CASES, "resume": check_resume, "stochastic": check_stochastic,
+                              "rollback": check_rollback, "heads": check_heads, "bench": check_bench,
+                              "curve": check_curve, "pytorch": check_pytorch})

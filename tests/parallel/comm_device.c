@@ -48,6 +48,12 @@ static int late_sync(struct tsr_ctx *ctx) {
     return do_copies(late.n);
 }
 
+static void use_staged(struct fixture *f) {
+    CHECK_OK(f, tsr_comm_use_staged(&f->c, &f->ctx));
+    struct tsr_staged *s = f->c.device;
+    s->part = 20004; // several parts with little data
+}
+
 static void open_late(struct fixture *f) {
     CHECK_OK(f, tsr_cpu_open(&f->ctx, "portable", 1));
     late.ops = *f->ctx.ops;
@@ -55,21 +61,23 @@ static void open_late(struct fixture *f) {
     late.ops.sync = late_sync;
     late.dice = (unsigned)f->c.rank;
     f->ctx.ops = &late.ops;
-    CHECK_OK(f, tsr_comm_use_staged(&f->c, &f->ctx));
-    struct tsr_staged *s = f->c.device;
-    s->part = 20004; // several parts with little data
+    use_staged(f);
 }
 
 static const struct tsr_plugin *plugin;
 
-static void open_object(struct fixture *f, const char *path) {
+// Through the device's own transport, or through the host's memory.
+static void open_object(struct fixture *f, const char *path, bool staged) {
     int n = 0;
     CHECK_OK(f, tsr_plugin_load(&plugin, path));
     CHECK_OK(f, plugin->count(&n));
     struct tsr_device_opt opt = {
         .index = f->c.local_rank % n, .dtype = TSR_DT_F32, .timeout_s = 60, .exact = true};
     CHECK_OK(f, plugin->open(&f->ctx, &opt));
-    CHECK_OK(f, plugin->comm_open(&f->c, &f->ctx));
+    if (staged)
+        use_staged(f);
+    else
+        CHECK_OK(f, plugin->comm_open(&f->c, &f->ctx));
 }
 
 void device_open(struct fixture *f, const char *transport) {
@@ -78,9 +86,12 @@ void device_open(struct fixture *f, const char *transport) {
     } else if (strcmp(transport, "staged") == 0) {
         f->transport = STAGED;
         open_late(f);
+    } else if (strncmp(transport, "staged:", 7) == 0) {
+        f->transport = STAGED;
+        open_object(f, transport + 7, true);
     } else {
         f->transport = DEVICE;
-        open_object(f, transport);
+        open_object(f, transport, false);
     }
 }
 
@@ -91,7 +102,7 @@ void device_close(struct fixture *f) {
         plugin->comm_close(&f->c);
     CHECK_EQ(f, f->c.ops == f->c.control && f->c.device == NULL, 1);
     CHECK_EQ(f, late.n, 0);
-    if (f->transport == DEVICE)
+    if (plugin)
         CHECK_EQ(f, f->ctx.ops->allocated(&f->ctx), 0);
     f->ctx.ops->close(&f->ctx);
 }

@@ -1,4 +1,4 @@
-// Shared by test_comm.c, comm_waits.c and comm_device.c, which are one program.
+// Shared by test_comm.c and the other comm_*.c, which are one program.
 #ifndef TSR_COMM_TEST_H
 #define TSR_COMM_TEST_H
 
@@ -29,9 +29,11 @@ void check_bits(struct fixture *f, const float *found, const float *expected, si
 
 // Element i of what group rank r brings to call `call`: sums of these depend on their order.
 float input(int call, int r, size_t i);
+// Their sum over n ranks, by the tree.
+float tree_of(int call, int n, size_t i);
 
 // The device and transport that argument of the program names: "host"; "staged"; the path of a
-// device's object.
+// device's object; "staged:" and that path, its buffers then go through the host's memory.
 void device_open(struct fixture *f, const char *transport);
 void device_close(struct fixture *f);
 void device_group(struct fixture *f, struct tsr_group *g); // several rounds with little data
@@ -43,5 +45,6 @@ void test_send_recv(struct fixture *f, struct tsr_group *g);
 void test_split_messages(struct fixture *f, struct tsr_group *g);
 void test_progress_in_barrier(struct fixture *f);
 void test_timeouts(struct fixture *f);
+void test_zero(struct fixture *f);
 
 #endif

@@ -187,7 +187,7 @@ void test_progress_in_barrier(struct fixture *f) {
         CHECK_OK(f, o->recv(&f->ctx, &f->c, all, buf, 1, 3, 1, &r));
     if (f->c.rank != 0)
         CHECK_OK(f, o->wait(&f->ctx, &f->c, &r));
-    CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->stride, x, 1));
+    CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->stride, x, 1, NULL));
     if (f->c.rank == 3)
         CHECK_OK(f, o->send(&f->ctx, &f->c, all, buf, 1, 2, 1, &r));
     CHECK_OK(f, o->wait(&f->ctx, &f->c, &r));
@@ -261,13 +261,13 @@ static void late_to_reduce(struct fixture *f) {
     float x[N] = {0}, *dev = up(f, x, sizeof x);
     if (f->c.rank == 0) {
         usleep((useconds_t)(3e6 * DEADLINE_S));
-        CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->world, dev, N));
+        CHECK_OK(f, o->all_reduce(&f->ctx, &f->c, &f->world, dev, N, NULL));
         down(f, x, dev, sizeof x);
         return;
     }
     f->c.timeout_s = DEADLINE_S;
     double begun = tsr_now();
-    check_late(f, o->all_reduce(&f->ctx, &f->c, &f->world, dev, N), begun, "all_reduce", 0);
+    check_late(f, o->all_reduce(&f->ctx, &f->c, &f->world, dev, N, NULL), begun, "all_reduce", 0);
     f->c.timeout_s = 60;
     struct tsr_mpi_group *g = f->world.impl;
     CHECK_OK(f, tsr_batch_wait(&f->c, g, &g->batch[0], "the end", 60));

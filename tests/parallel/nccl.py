@@ -48,10 +48,11 @@ train:
 """
 
 # tp, pp, dp; further fields. Between them: neighbours on both sides (pp 2) and on one, the tied
-# embedding's exchange, both kinds of messages on one way (interleaved), slices that are uneven.
+# embedding's exchange, both kinds of messages on one way (interleaved), slices that are uneven,
+# micro-batches of so many rows (128) that sums over tp are begun in two parts.
 LAYOUTS = {
     "llama": [
-        ((2, 1, 1), {"parallel.sequence": "true"}),
+        ((2, 1, 1), {"parallel.sequence": "true", "train.micro_batch": 8}),
         ((1, 2, 1), {"parallel.schedule": "interleaved", "parallel.chunks": 2,
                      "train.micro_batch": 2}),
         ((2, 2, 1), {"parallel.schedule": "1f1b", "train.recompute": "full"}),
@@ -63,7 +64,7 @@ LAYOUTS = {
         ((1, 2, 2), {"parallel.sequence": "true", "train.micro_batch": 4}),
         ((2, 2, 1), {"parallel.schedule": "interleaved", "parallel.chunks": 2,
                      "parallel.sequence": "true"}),
-        ((4, 1, 1), {}),
+        ((4, 1, 1), {"train.micro_batch": 8}),
     ],
     "host": [
         ((2, 1, 2), {"parallel.sequence": "true"}),
@@ -105,6 +106,8 @@ FAILURES = [
     ("error=30", (2, 1, 1),
      r"rank \d \(host \S+\): \w+ in group tp failed: NCCL: remote process exited", False),
     ("error=12", (1, 2, 1), r"rank \d \(host \S+\): \w+( with rank 0)? in group pp failed", False),
+    ("error=30,abort-hang", (2, 1, 1),
+     r"rank \d \(host \S+\): \w+ in group tp failed: NCCL: remote process exited", True),
     ("init-hang", (2, 1, 1),
      r"rank \d \(host \S+\) waited \d\.\d s for all ranks to join NCCL in group tp", True),
     ("init-error", (1, 1, 2), r"rank 1 \(host \S+\): .* in group dp failed: NCCL: ", False),
@@ -115,7 +118,7 @@ def check_failure(lab, run, what, layout, said, at_deadline):
     overrides = {"device.backend": "cuda", "supervise.first_ms": 60000, **overrides_of(layout, {}),
                  "run.dir": lab.dir / f"fails-{what}-{'-'.join(map(str, layout))}"}
     env = {**laboratory.environment(), "TESSERA_FAKE_NCCL": f"rank=1,{what}",
-           "TESSERA_TIMEOUT": str(TIMEOUT_S)}
+           "TESSERA_TIMEOUT": str(TIMEOUT_S), "TESSERA_FAKE_CUDA": "devices=2"}
     arguments = [f"{k}={v}" for k, v in overrides.items()]
     command = lab.command(2, "train", run, *arguments)
     begin = time.monotonic()

@@ -1,7 +1,7 @@
 // Every call of the MPI transport, and of the transports of devices over it, against a reference
 // that each rank computes from all ranks' inputs: equal bits, through shared memory and through
 // messages. Run by mpirun with 1 to 8 ranks.
-// usage: test_comm [host | staged | OBJECT.so | abort]
+// usage: test_comm [host | staged | OBJECT.so | staged:OBJECT.so | abort]
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,7 +37,7 @@ float input(int call, int r, size_t i) {
 }
 
 // The tree of core/pieces.h, level by level as its comment says.
-static float tree_of(int call, int size, size_t i) {
+float tree_of(int call, int size, size_t i) {
     float node[64];
     for (int r = 0; r < size; r++)
         node[r] = input(call, r, i);
@@ -93,13 +93,37 @@ static void check_reduce(struct fixture *f, struct tsr_group *g, size_t n, int c
         CHECK_EQ(f, differs > 0, 1);
     uint64_t before = sent(f), calls = f->progress.collective;
     float *dev = up(f, x, n * sizeof *x);
-    CHECK_OK(f, f->c.ops->all_reduce(&f->ctx, &f->c, g, dev, n));
+    CHECK_OK(f, f->c.ops->all_reduce(&f->ctx, &f->c, g, dev, n, NULL));
     down(f, x, dev, n * sizeof *x);
     check_bits(f, x, expected, n, "all_reduce");
     CHECK_EQ(f, sent(f) - before, g->size == 1 ? 0 : reduce_bytes(n, g));
     uint64_t counted = f->progress.collective - calls;
     CHECK_EQ(f, f->transport == HOST ? counted == 1 : counted >= 1, 1);
     free(x);
+    free(expected);
+}
+
+// Several collectives of one group under way at once, whose results are there after wait.
+static void check_requests(struct fixture *f, struct tsr_group *g) {
+    enum { N = 3000, CALLS = 3 };
+    struct tsr_request r[CALLS];
+    float *x[CALLS], *dev[CALLS], *expected = new_floats(N);
+    for (int k = 0; k < CALLS; k++) {
+        x[k] = new_input(90 + k, g->rank, N);
+        dev[k] = up(f, x[k], N * sizeof **x);
+    }
+    for (int k = 0; k < CALLS; k++) {
+        memset(&r[k], 0xAA, sizeof r[k]); // whatever stood there
+        CHECK_OK(f, f->c.ops->all_reduce(&f->ctx, &f->c, g, dev[k], N, &r[k]));
+    }
+    for (int k = 0; k < CALLS; k++) {
+        CHECK_OK(f, f->c.ops->wait(&f->ctx, &f->c, &r[k]));
+        down(f, x[k], dev[k], N * sizeof **x);
+        for (size_t i = 0; i < N; i++)
+            expected[i] = tree_of(90 + k, g->size, i);
+        check_bits(f, x[k], expected, N, "all_reduce with a request");
+        free(x[k]);
+    }
     free(expected);
 }
 
@@ -160,7 +184,7 @@ static void check_slices(struct fixture *f, struct tsr_group *g, int shape, bool
     float *slice = new_floats(own), *dev = up(f, x, total * sizeof *x);
     float *dev_slice = in_place ? dev + own_at : up(f, slice, own * sizeof *x);
     uint64_t before = sent(f);
-    CHECK_OK(f, f->c.ops->reduce_scatter(&f->ctx, &f->c, g, dev_slice, dev, counts));
+    CHECK_OK(f, f->c.ops->reduce_scatter(&f->ctx, &f->c, g, dev_slice, dev, counts, NULL));
     if (!in_place)
         down(f, slice, dev_slice, own * sizeof *x);
     down(f, x, dev, total * sizeof *x);
@@ -181,9 +205,9 @@ static void check_slices(struct fixture *f, struct tsr_group *g, int shape, bool
     memcpy(all + own_byte, whole + own_byte, n_bytes[g->rank]);
     before = sent(f);
     char *dev_all = up(f, all, 4 * total + 1), *dev_whole = up(f, whole, 4 * total + 1);
-    CHECK_OK(f,
-             f->c.ops->all_gather(&f->ctx, &f->c, g, dev_all,
-                                  in_place ? dev_all + own_byte : dev_whole + own_byte, n_bytes));
+    CHECK_OK(f, f->c.ops->all_gather(&f->ctx, &f->c, g, dev_all,
+                                     in_place ? dev_all + own_byte : dev_whole + own_byte, n_bytes,
+                                     NULL));
     down(f, all, dev_all, 4 * total + 1);
     down(f, whole, dev_whole, 4 * total + 1);
     CHECK_EQ(f, memcmp(all, whole, at), 0);
@@ -230,6 +254,7 @@ static void check_group(struct fixture *f, struct tsr_group *g) {
         check_slices(f, g, shape, false, 200 + shape);
         check_slices(f, g, shape, true, 300 + shape);
     }
+    check_requests(f, g);
     check_broadcast(f, g, 0);
     check_broadcast(f, g, 1);
     check_broadcast(f, g, large ? 300007 : 4001);
@@ -258,7 +283,7 @@ static void check_hosts(struct fixture *f) {
     for (int r = 0; r < f->c.world; r++)
         n_bytes[r] = sizeof f->host[0];
     CHECK_OK(f, f->c.control->all_gather(&f->ctx, &f->c, &f->c.world_group, f->host, f->c.host,
-                                         n_bytes));
+                                         n_bytes, NULL));
     int rank = 0, size = 0;
     for (int r = 0; r < f->c.world; r++) {
         bool here = strcmp(f->host[r], f->c.host) == 0;
@@ -316,7 +341,7 @@ static void check_traffic_kinds(struct fixture *f) {
     uint64_t before[TSR_N_TRAFFIC];
     memcpy(before, f->c.bytes_sent, sizeof before);
     float *dev = up(f, x, sizeof x);
-    CHECK_OK(f, f->c.ops->all_reduce(&f->ctx, &f->c, &f->pair, dev, 4));
+    CHECK_OK(f, f->c.ops->all_reduce(&f->ctx, &f->c, &f->pair, dev, 4, NULL));
     down(f, x, dev, sizeof x);
     for (int k = 0; k < TSR_N_TRAFFIC; k++)
         CHECK_EQ(f, f->c.bytes_sent[k] - before[k],
@@ -349,6 +374,7 @@ int main(int argc, char **argv) {
         check_traffic_kinds(&f);
         test_split_messages(&f, &f.world);
         test_progress_in_barrier(&f);
+        test_zero(&f);
         if (f.transport != DEVICE)
             test_timeouts(&f);
         close_groups(&f);

@@ -1,4 +1,6 @@
-// The CUDA backend's memory, uploads, recorded operations and errors, on the simulated device.
+// The CUDA backend's memory, uploads, recorded operations and errors, on the simulated device or
+// on another one.
+#include <stdio.h>
 #include "tests/simt/backend_util.h"
 
 // Fills with numbers that differ from place to place.
@@ -77,8 +79,10 @@ static void test_alloc(void **state) {
     OK(cuda.ops->memory(&cuda, &free_bytes, &total));
     assert_true(free_bytes <= total);
     assert_int_equal(cuda.ops->alloc(&cuda, total + 1, &none), TSR_ENOMEM);
-    assert_non_null(strstr(tsr_error_text(),
-                           "out of device memory: 4294967297 bytes are needed for a buffer, "));
+    char said[128];
+    snprintf(said, sizeof said, "out of device memory: %zu bytes are needed for a buffer, ",
+             total + 1);
+    assert_non_null(strstr(tsr_error_text(), said));
     assert_int_equal(cuda.ops->allocated(&cuda), before);
     OK(cuda.ops->alloc(&cuda, 0, &none)); // nothing is something to free
     cuda.ops->free(&cuda, none, 0);
@@ -185,7 +189,10 @@ static void test_graph_left(void **state) {
 
 static void test_description(void **state) {
     (void)state;
-    assert_string_equal(cuda.ops->describe(&cuda), "Simulated device, sm_80, 4 GiB");
+    const char *name = cuda.ops->describe(&cuda);
+    if (strncmp(name, "Simulated", 9) == 0)
+        assert_string_equal(name, "Simulated device, sm_80, 4 GiB");
+    assert_non_null(strstr(name, ", sm_"));
     assert_string_equal(cuda.ops->name, "cuda");
     assert_true(cuda.ops->scratch(&cuda) > 0);
     double peak = cuda.ops->measure_peak(&cuda, 1);

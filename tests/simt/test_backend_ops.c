@@ -306,8 +306,8 @@ static void test_updates(void **state) {
     enum { ROWS = 9, COLS = 31, LDW = 33, LDG = 40 };
     struct twin w = random_twin(ROWS * LDW, -1, 1), g = random_twin(ROWS * LDG, -1, 1);
     struct twin m = random_twin(ROWS * COLS, -1, 1), v = random_twin(ROWS * COLS, 0, 1);
-    const struct tsr_adamw p = {1e-3f, 0.9f,  0.95f,      1e-8f,    0.1f,
-                                0.1f,  0.05f, 0.5217031f, 0.54995f, 0.75f};
+    const struct tsr_adamw p = {1e-3f, 0.9f,       0.95f,    1e-8f, 0.1f, 0.1f,
+                                0.05f, 0.5217031f, 0.54995f, 0.75f, NULL};
     struct tsr_rng_key key = {5, 6};
     EACH {
         OP(adamw(ctx, &p, P(w), LDW, P(m), P(v), P(g), LDG, ROWS, COLS, NULL));

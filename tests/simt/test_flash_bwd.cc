@@ -124,7 +124,11 @@ static void test_deterministic(void **) {
             simt::blocks_alive = alive;
             int64_t spins = simt::n_spins;
             c.backward_dev();
+#ifndef TSR_ON_DEVICE // which doesn't tell
             assert_true(alive == 1 ? simt::n_spins == spins : alive < 64 || simt::n_spins > spins);
+#else
+            (void)spins;
+#endif
             expect_bits("dq", dq, c.dq);
             expect_bits("dk", dk, c.dk);
             expect_bits("dv", dv, c.dv);

@@ -14,7 +14,7 @@ template <class T> static void test_add(void **) {
 }
 
 static void test_tree(void **) {
-    for (int n_in : {1, 2, 3, 7, 8, 12, 24}) {
+    for (int n_in : {1, 2, 3, 7, 8, 9, 12, 13, 16, 23, 24}) {
         size_t n = 300;
         both<float> in[24];
         float **dev = simt::array<float *>((size_t)n_in);
@@ -46,8 +46,8 @@ static void test_sumsq(void **) {
     }
 }
 
-static const struct tsr_adamw step_7 = {1e-3f, 0.9f,  0.95f,      1e-8f,    0.1f,
-                                        0.1f,  0.05f, 0.5217031f, 0.54995f, 0.75f};
+static const struct tsr_adamw step_7 = {1e-3f, 0.9f,       0.95f,    1e-8f, 0.1f,   0.1f,
+                                        0.05f, 0.5217031f, 0.54995f, 0.75f, nullptr};
 
 template <class T> static void test_adamw(void **) {
     const struct {
@@ -64,7 +64,7 @@ template <class T> static void test_adamw(void **) {
             v.dev[i] = v.cpu[i] = std::fabs(v.cpu[i]);
         assert_int_equal(tsr_cuda_adamw(nullptr, &step_7, w.dev, s.cols + s.more_w, m.dev, v.dev,
                                         g.dev, s.cols + s.more_g, s.rows, s.cols, dtype_of<T>,
-                                        w16.dev, nullptr, 0),
+                                        w16.dev),
                          0);
         cpu.ops->adamw(&cpu, &step_7, w.cpu, s.cols + s.more_w, m.cpu, v.cpu, g.cpu,
                        s.cols + s.more_g, s.rows, s.cols, nullptr);
@@ -75,40 +75,6 @@ template <class T> static void test_adamw(void **) {
             expect_same(w16.dev + (size_t)r * (s.cols + s.more_w),
                         w.cpu + (size_t)r * (s.cols + s.more_w), (size_t)s.cols, 1.01f, 1e-6f);
     }
-}
-
-// Weights halfway between two bf16 numbers go up about half the time, and always to a neighbour;
-// what the draws are depends on the element, not on how the rows are cut.
-static void test_rounding(void **) {
-    enum { N = 4096 };
-    struct tsr_adamw still = step_7;
-    still.lr = 0.0f;
-    struct tsr_rng_key key = {5, 6};
-    both<float> w = blank<float>(N), m = random_values<float>(N, 0.1f),
-                g = random_values<float>(N, 1);
-    both<float> v = random_values<float>(N, 0.0f);
-    bf16 *once = simt::array<bf16>(N), *parts = simt::array<bf16>(N);
-    for (int i = 0; i < N; i++)
-        w.dev[i] = i % 8 == 7 ? 1.0f : 1.0f + 0x1p-8f;
-    tsr_cuda_adamw(nullptr, &still, w.dev, N, m.dev, v.dev, g.dev, N, 1, N, TSR_DT_BF16, once, &key,
-                   0);
-    for (int at : {0, 1003}) {
-        int n = at == 0 ? 1003 : N - 1003;
-        tsr_cuda_adamw(nullptr, &still, w.dev + at, n, m.dev + at, v.dev + at, g.dev + at, n, 1, n,
-                       TSR_DT_BF16, parts + at, &key, at);
-    }
-    int up = 0;
-    for (int i = 0; i < N; i++) {
-        assert_int_equal(once[i].bits, parts[i].bits);
-        assert_true(once[i].bits == 0x3f80 || once[i].bits == 0x3f81);
-        up += once[i].bits == 0x3f81;
-        if (i % 8 == 7)
-            assert_int_equal(once[i].bits, 0x3f80);
-    }
-    assert_in_range(up, N * 7 / 16 - 150, N * 7 / 16 + 150); // five standard deviations
-    assert_int_equal(tsr_cuda_adamw(nullptr, &still, w.dev, N, m.dev, v.dev, g.dev, N, 1, N,
-                                    TSR_DT_F16, once, &key, 0),
-                     TSR_EUSAGE);
 }
 
 template <class T> static void test_slots(void **) {
@@ -166,7 +132,6 @@ int main(void) {
                                        TEST(test_sumsq),
                                        TEST_TYPED(test_adamw, bf16),
                                        TEST_TYPED(test_adamw, f16),
-                                       TEST(test_rounding),
                                        TEST_TYPES(test_slots),
                                        TEST_TYPES(test_store)};
     return run_in_both_orders(tests);

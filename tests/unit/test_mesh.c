@@ -82,13 +82,13 @@ static void test_single(void **state) {
     assert_int_equal(g.size, 1);
     assert_string_equal(g.name, "tp");
     float a[3] = {1, 2, 3}, b[3] = {0};
-    assert_int_equal(c.ops->all_reduce(&ctx, &c, &g, a, 3), 0);
+    assert_int_equal(c.ops->all_reduce(&ctx, &c, &g, a, 3, NULL), 0);
     assert_int_equal(c.ops->all_reduce_max(&ctx, &c, &g, a, 3), 0);
-    assert_int_equal(c.ops->reduce_scatter(&ctx, &c, &g, b, a, (const size_t[]){2}), 0);
+    assert_int_equal(c.ops->reduce_scatter(&ctx, &c, &g, b, a, (const size_t[]){2}, NULL), 0);
     assert_memory_equal(b, ((const float[]){1, 2, 0}), sizeof b);
-    assert_int_equal(c.ops->all_gather(&ctx, &c, &g, b, a, (const size_t[]){sizeof a}), 0);
+    assert_int_equal(c.ops->all_gather(&ctx, &c, &g, b, a, (const size_t[]){sizeof a}, NULL), 0);
     assert_memory_equal(b, a, sizeof b);
-    assert_int_equal(c.ops->all_gather(&ctx, &c, &g, b, b, (const size_t[]){sizeof b}), 0);
+    assert_int_equal(c.ops->all_gather(&ctx, &c, &g, b, b, (const size_t[]){sizeof b}, NULL), 0);
     assert_int_equal(c.ops->broadcast(&ctx, &c, &g, a, sizeof a, 0), 0);
     assert_int_equal(c.ops->barrier(&ctx, &c, &g, "test", 1.0), 0);
     struct tsr_request r = {0};

@@ -197,11 +197,11 @@ static void test_adamw(void **state) {
 static void test_adamw_invariance(void **state) {
     (void)state;
     float w[3] = {1, -2, 0}, m[3] = {0}, v[3] = {0}, g[3] = {0};
-    struct tsr_adamw p = {0.1f, 0.9f, 0.95f, 1e-8f, 0, 0.1f, 0.05f, 0.1f, 0.2f, 1};
+    struct tsr_adamw p = {0.1f, 0.9f, 0.95f, 1e-8f, 0, 0.1f, 0.05f, 0.1f, 0.2f, 1, NULL};
     struct tsr_ctx *ctx = &test_ctx[0][0];
     assert_int_equal(ctx->ops->adamw(ctx, &p, w, 3, m, v, g, 3, 1, 3, NULL), 0);
     assert_true(w[0] == 1 && w[1] == -2 && w[2] == 0 && m[0] == 0 && v[2] == 0);
-    struct adamw_case q = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 0.5f, 0.6f, 1},
+    struct adamw_case q = {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 0.5f, 0.6f, 1, NULL},
                            30,
                            90,
                            90,

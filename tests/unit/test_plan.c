@@ -162,6 +162,13 @@ static void test_replicas_cost_gradients(void **state) {
     assert_true(many.gradients == 4 * few.gradients); // log2(8) + 1 levels
     assert_true(many.weights == few.weights);
     assert_true(few.snapshot > 0);
+    p.run.checkpoint.async = false;
+    assert_int_equal(tsr_plan_rank(&many, NULL, &p.run, &p.model, &p.mesh, 0, &p.opt), 0);
+    assert_int_equal(many.snapshot, 0);
+    assert_int_equal(tsr_memory_total(&many), tsr_memory_total(&few) - few.snapshot);
+    p.run.train.precision = TSR_BF16; // what comes from a device needs a place on the host
+    assert_int_equal(tsr_plan_rank(&many, NULL, &p.run, &p.model, &p.mesh, 0, &p.opt), 0);
+    assert_true(many.snapshot > 0 && many.snapshot < few.snapshot);
     tear_down(&p);
 }
 

@@ -53,6 +53,11 @@ static void numbers_that_span_fields(void **state) {
         {"train.spike={loss: 1.5, grad_norm: 2, action: stop}", NULL},
         {"train.min_lr=0.1", "train.min_lr: expected at most train.lr (0.0003), found 0.1"},
         {"train.precision=bf16", NULL}, // if `auto` finds a device
+        {"train={precision: bf16, stochastic_rounding: true}", NULL},
+        {"train.stochastic_rounding=false", NULL},
+        {"train.stochastic_rounding=true",
+         "train.stochastic_rounding: needs train.precision: bf16"},
+        {"train.stochastic_rounding=1", "train.stochastic_rounding: expected true|false, found 1"},
         {"device.backend=cuda", NULL},
         {"parallel.schedule=interleaved", "at least 2 chunks, found 1"},
         {"parallel.tp=3", "tp can be 1, 2, 4, 8, or set parallel.virtual_shards to 12"},

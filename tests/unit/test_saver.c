@@ -291,12 +291,43 @@ static void test_close_in_flight(void **state) {
     check_saved(10, 1.0f);
 }
 
+// A direct saver has nothing but the net, and what it writes is the same.
+static void test_direct(void **state) {
+    (void)state;
+    char dir[TSR_PATH_MAX];
+    size_t n[2];
+    char *manifests[2];
+    for (int direct = 0; direct < 2; direct++) {
+        struct tsr_saver_opt so = {
+            .net = &net, .agent = &agent, .run_dir = x.dir, .epoch = 7, .direct = direct};
+        tsr_saver_close(saver);
+        expect_ok(tsr_saver_open(&saver, &so));
+        fill(4.0f);
+        expect_ok(save(10, true));
+        check_saved(10, 4.0f);
+        expect_ok(tsr_checkpoint_path(dir, x.dir, 10));
+        strcat(dir, "/manifest.json");
+        manifests[direct] = read_bytes(dir, &n[direct]);
+    }
+    assert_int_equal(n[0], n[1]);
+    assert_memory_equal(manifests[0], manifests[1], n[0]);
+    free(manifests[0]);
+    free(manifests[1]);
+    agent.fail_code = TSR_ENOSPC;
+    expect_error(save(20, true), TSR_ENOSPC, "on fire");
+    agent.fail_code = 0;
+    fill(5.0f);
+    expect_ok(save(20, true));
+    check_saved(20, 5.0f);
+    check_saved(10, 4.0f);
+}
+
 #define WITH(test) cmocka_unit_test_setup_teardown(test, start, finish)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         WITH(test_training_goes_on), WITH(test_same_bytes_either_way), WITH(test_failure),
-        WITH(test_waiting_is_seen),  WITH(test_close_in_flight),
+        WITH(test_waiting_is_seen),  WITH(test_close_in_flight),       WITH(test_direct),
     };
     return cmocka_run_group_tests_name("saver", tests, NULL, NULL);
 }

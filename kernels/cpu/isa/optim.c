@@ -145,7 +145,8 @@ static void adamw_part(void *arg, int part, int thread) {
 int TSR_FN(tsr_adamw)(struct tsr_ctx *ctx, const struct tsr_adamw *p, float *w, ptrdiff_t ldw,
                       float *m, float *v, const float *g, ptrdiff_t ldg, int64_t rows, int64_t cols,
                       tsr_elem *copy) {
-    TSR_ASSERT(copy == NULL || tsr_pool_is_dry(ctx->stream)); // in fp32 the weight is the master
+    // In fp32 the weight is the master, and nothing is rounded.
+    TSR_ASSERT((copy == NULL && p->rounding == NULL) || tsr_pool_is_dry(ctx->stream));
     struct adamw_job q = {.p = p, .w = w, .m = m, .v = v, .ldw = ldw, .g = g, .ldg = ldg};
     bool one_row = ldw == cols && ldg == cols; // nothing between the rows
     q.rows = one_row ? 1 : rows;
