@@ -203,11 +203,12 @@ static int wait_for(struct tsr_cuda *c, cudaEvent_t event, cudaStream_t stream, 
         if (rc != cudaErrorNotReady)
             return tsr_cuda_check(what, rc);
         double now = tsr_now();
-        if (c->poll != NULL && now - polled > poll_s) {
+        bool late = now - begin > c->timeout_s;
+        if (c->poll != NULL && (late || now - polled > poll_s)) {
             polled = now;
             TSR_TRY(c->poll(c->poll_arg)); // it says whom the device waits for
         }
-        if (now - begin > c->timeout_s)
+        if (late)
             return tsr_fail(TSR_ETIMEOUT, "device %d: %s: no end after %.0f s", c->device, what,
                             now - begin);
         if (now - begin > spin_s)
