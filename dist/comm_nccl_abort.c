@@ -13,7 +13,12 @@
 #include "core/log.h"
 #include "dist/comm_nccl_private.h"
 
-static const double MOST_S = 10.0;
+// The peers wait for this rank meanwhile. Until their own deadline, when they would tell only what
+// they waited for, there must be time to tell them why.
+static double most_seconds(const struct tsr_comm *c) {
+    const double most = 10.0, share = 0.25 * c->timeout_s;
+    return share < most ? share : most;
+}
 
 // Of the thread that ends them and the one that waits for it: the last one frees it.
 struct ending {
@@ -80,12 +85,11 @@ void tsr_nccl_abort(struct tsr_nccl *n) {
         return;
     }
     (void)pthread_detach(thread);
-    const double begun = tsr_now(),
-                 most = n->comm->timeout_s < MOST_S ? n->comm->timeout_s : MOST_S;
+    const double begun = tsr_now(), most = most_seconds(n->comm);
     while (!atomic_load(&e->over) && tsr_now() - begun < most)
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     if (!atomic_load(&e->over))
-        tsr_warn("NCCL didn't end its communicators within %.0f s: they are left as they are",
+        tsr_warn("NCCL didn't end its communicators within %.1f s: they are left as they are",
                  most);
     leave(e);
 }
