@@ -130,8 +130,9 @@ struct tsr_comm {
 int tsr_comm_open_single(struct tsr_comm *c, struct tsr_progress *p);
 // As if this process were rank `rank` of `world`, `per_host` to a host in order: calls count bytes
 // and return. Buffers are left as they are, except that an all_gather of the world group puts this
-// rank's part in its place. For planning (dist/plan.h).
-int tsr_comm_open_pretend(struct tsr_comm *c, int world, int rank, int per_host);
+// rank's part in its place. `nccl`: groups hold on a device what NCCL's would. For planning
+// (dist/plan.h).
+int tsr_comm_open_pretend(struct tsr_comm *c, int world, int rank, int per_host, bool nccl);
 // Joins the MPI job that this process was started in. Called on the main thread, once. Reads the
 // environment: TESSERA_TIMEOUT (seconds, default 600) is the deadline of waits; TESSERA_SHM=0
 // sends messages even between ranks of one host.

@@ -16,6 +16,19 @@ static inline void tsr_request_done(struct tsr_request *r) {
 // Bytes that a rank holds for a group's meetings: its part of the window of shared memory, or the
 // scratch for messages between hosts.
 size_t tsr_comm_group_bytes(int n_ranks, bool one_host);
+
+// Elements of each rank's part of the scratch on the device in which NCCL's transport brings a
+// group's slices together, and the bytes that a group holds there: the scratch, and where each
+// part of it is.
+static inline size_t tsr_nccl_stride(int size) {
+    const size_t all = (size_t)(32 << 20) / sizeof(float);
+    return all / (size_t)size / 4 * 4;
+}
+
+static inline size_t tsr_nccl_group_bytes(int size) {
+    return (size_t)size * (tsr_nccl_stride(size) * sizeof(float) + sizeof(float *));
+}
+
 // Whether ranks of one host meet in shared memory (TESSERA_SHM).
 bool tsr_comm_use_shm(void);
 

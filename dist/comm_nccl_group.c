@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/pieces.h"
+#include "dist/comm_impl.h"
 #include "dist/comm_nccl_private.h"
 
 static int no_memory(const struct tsr_comm *c, const char *name) {
@@ -33,7 +34,7 @@ static int open_scratch(struct tsr_nccl *n, struct tsr_nccl_group *g) {
     struct tsr_ctx *ctx = &n->ctx;
     void *p = NULL;
     size_t n_leaves = (size_t)g->size;
-    g->stride = g->part = TSR_NCCL_SCRATCH / sizeof(float) / n_leaves / 4 * 4;
+    g->stride = g->part = tsr_nccl_stride(g->size);
     TSR_TRY(ctx->ops->alloc(ctx, scratch_bytes(g), &p));
     g->scratch = p;
     n->comm->device_bytes += scratch_bytes(g);

@@ -66,8 +66,6 @@ struct tsr_nccl_group {
     const float **leaves; // device (size): scratch of each rank
 };
 
-enum { TSR_NCCL_SCRATCH = 32 << 20 }; // bytes per group
-
 // struct tsr_comm's device. `staged` carries messages between ranks without a lane.
 struct tsr_nccl {
     struct tsr_staged staged; // first: dist/comm_staged_p2p.c finds it there

@@ -48,6 +48,14 @@ static int pretend_group_open(struct tsr_comm *c, struct tsr_group *g, const cha
     return 0;
 }
 
+static int pretend_nccl_group_open(struct tsr_comm *c, struct tsr_group *g, const char *name,
+                                   const int *ranks, int n_ranks, enum tsr_traffic kind) {
+    TSR_TRY(pretend_group_open(c, g, name, ranks, n_ranks, kind));
+    if (n_ranks > 1 && kind != TSR_TRAFFIC_PP) // a pipeline's stages sum nothing
+        c->device_bytes += tsr_nccl_group_bytes(n_ranks);
+    return 0;
+}
+
 static void pretend_group_close(struct tsr_comm *c, struct tsr_group *g) {
     (void)c;
     *g = (struct tsr_group){0};
@@ -144,27 +152,23 @@ static int pretend_wait(struct tsr_ctx *ctx, struct tsr_comm *c, struct tsr_requ
     return 0;
 }
 
-static const struct tsr_comm_ops pretend_ops = {
-    .name = "pretend",
-    .close = pretend_close,
-    .abort = pretend_abort,
-    .group_open = pretend_group_open,
-    .group_close = pretend_group_close,
-    .all_reduce = pretend_reduce,
-    .all_reduce_max = pretend_reduce_max,
-    .reduce_scatter = pretend_reduce_scatter,
-    .all_gather = pretend_all_gather,
-    .broadcast = pretend_broadcast,
-    .barrier = pretend_barrier,
-    .send = pretend_send,
-    .recv = pretend_recv,
-    .wait = pretend_wait,
-};
+#define PRETEND_CALLS                                                                              \
+    .close = pretend_close, .abort = pretend_abort, .group_close = pretend_group_close,            \
+    .all_reduce = pretend_reduce, .all_reduce_max = pretend_reduce_max,                            \
+    .reduce_scatter = pretend_reduce_scatter, .all_gather = pretend_all_gather,                    \
+    .broadcast = pretend_broadcast, .barrier = pretend_barrier, .send = pretend_send,              \
+    .recv = pretend_recv, .wait = pretend_wait,
 
-int tsr_comm_open_pretend(struct tsr_comm *c, int world, int rank, int ranks_per_host) {
+static const struct tsr_comm_ops pretend_ops = {
+    .name = "pretend", .group_open = pretend_group_open, PRETEND_CALLS};
+static const struct tsr_comm_ops pretend_nccl_ops = {
+    .name = "pretend NCCL", .group_open = pretend_nccl_group_open, PRETEND_CALLS};
+
+int tsr_comm_open_pretend(struct tsr_comm *c, int world, int rank, int ranks_per_host, bool nccl) {
     TSR_ASSERT(world >= 1 && rank >= 0 && rank < world && ranks_per_host >= 1);
     TSR_TRY(tsr_comm_init(c, NULL));
-    c->ops = c->control = &pretend_ops;
+    c->ops = nccl ? &pretend_nccl_ops : &pretend_ops;
+    c->control = &pretend_ops;
     c->pretend = true;
     c->rank = rank;
     c->world = world;

@@ -32,6 +32,15 @@ static size_t data_bytes(const struct tsr_trainer *t) {
     return n;
 }
 
+// What the device's own count must say.
+static size_t slabs_of(const struct tsr_trainer *t) {
+    const struct tsr_net *net = &t->net;
+    return net->weights_bytes + net->gradients_bytes + net->accumulators_bytes +
+           net->moments_bytes + net->masters_bytes + t->state.slab_bytes + t->executor.slab_bytes +
+           bucket_bytes(net) + rope_bytes(net) + (size_t)t->n_micro * t->batches[0].slab_bytes +
+           net->comm->device_bytes;
+}
+
 void tsr_memory_of(const struct tsr_trainer *t, struct tsr_memory *out) {
     const struct tsr_net *net = &t->net;
     const struct tsr_model_state *s = &t->state;
@@ -49,15 +58,8 @@ void tsr_memory_of(const struct tsr_trainer *t, struct tsr_memory *out) {
         .communication = bucket_bytes(net) + t->executor.slab_bytes + net->comm->buffer_bytes +
                          net->comm->device_bytes,
         .data = data_bytes(t),
+        .slabs = slabs_of(t),
     };
-}
-
-size_t tsr_memory_slabs(const struct tsr_trainer *t) {
-    const struct tsr_net *net = &t->net;
-    return net->weights_bytes + net->gradients_bytes + net->accumulators_bytes +
-           net->moments_bytes + net->masters_bytes + t->state.slab_bytes + t->executor.slab_bytes +
-           bucket_bytes(net) + rope_bytes(net) + (size_t)t->n_opened * t->batches[0].slab_bytes +
-           net->comm->device_bytes;
 }
 
 size_t tsr_memory_get(const struct tsr_memory *m, int purpose) {

@@ -24,6 +24,7 @@ struct tsr_memory {
 #define X(name, text) size_t name;
     TSR_MEMORY_MAP(X)
 #undef X
+    size_t slabs; // of all these, what comes from ops->alloc: it lies on the device
 };
 
 enum {
@@ -35,11 +36,8 @@ enum {
 extern const char *const tsr_memory_names[TSR_N_MEMORY];
 extern const char *const tsr_memory_texts[TSR_N_MEMORY];
 
-// Fills everything but `kernels` (the device knows it: tsr_cpu_scratch) and `snapshot`.
+// Fills everything but `kernels` (the device knows it: ops->scratch) and `snapshot`.
 void tsr_memory_of(const struct tsr_trainer *t, struct tsr_memory *out);
-
-// The purposes that come from ops->alloc, together: what the device's own count must say.
-size_t tsr_memory_slabs(const struct tsr_trainer *t);
 
 size_t tsr_memory_get(const struct tsr_memory *m, int purpose);
 size_t tsr_memory_total(const struct tsr_memory *m);

@@ -42,7 +42,9 @@ static int open_and_step(struct tsr_trainer *t, struct tsr_memory *out, const st
     out->snapshot = run->checkpoint.async
                         ? tsr_snapshot_bytes(&t->net)
                         : tsr_snapshot_direct_bytes(&t->net, tsr_plan_on_device(run));
-    TSR_ASSERT(tsr_memory_slabs(t) == ctx->ops->allocated(ctx));
+    // No purpose is left out; a run opens all of its micro-batches, and its groups hold something.
+    TSR_ASSERT(out->slabs == ctx->ops->allocated(ctx) + comm->device_bytes +
+                                 (size_t)(t->n_micro - t->n_opened) * t->batches[0].slab_bytes);
     return 0;
 }
 
@@ -55,7 +57,7 @@ int tsr_plan_rank(struct tsr_memory *out, uint64_t sent[TSR_N_TRAFFIC], const st
     struct tsr_trainer t = {0};
     TSR_TRY(tsr_cpu_open_dry(&ctx, opt->isa, opt->threads));
     ctx.dtype = run->train.precision == TSR_BF16 ? TSR_DT_BF16 : TSR_DT_F32;
-    int rc = tsr_comm_open_pretend(&comm, mine.world, rank, opt->per_host);
+    int rc = tsr_comm_open_pretend(&comm, mine.world, rank, opt->per_host, opt->nccl);
     if (rc == 0)
         rc = open_and_step(&t, out, run, m, &ctx, &comm, &mine);
     if (rc == 0 && sent)

@@ -10,6 +10,7 @@ struct tsr_plan_opt {
     const char *isa; // of the CPU backend; NULL: the best
     int threads;     // of each rank
     int per_host;    // ranks on a host, in order
+    bool nccl;       // devices that send by themselves
 };
 
 // Ranks of equal shape.

@@ -102,7 +102,7 @@ int tsr_reshard_plan(struct tsr_reshard_rank *out, const char *dir, const struct
     *out = (struct tsr_reshard_rank){0};
     TSR_TRY(plan_share(out, dir, mesh));
     TSR_TRY(tsr_cpu_open_dry(&ctx, NULL, 1));
-    int rc = tsr_comm_open_pretend(&comm, mesh->world, mesh->rank, mesh->world);
+    int rc = tsr_comm_open_pretend(&comm, mesh->world, mesh->rank, mesh->world, false);
     if (rc == 0) {
         rc = tsr_net_open(&net, &ctx, &comm, mesh, m, &opt, 1);
         if (rc == 0)

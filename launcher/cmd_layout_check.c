@@ -31,15 +31,19 @@ static void list_overrides(struct tsr_check *c, struct tsr_side *s, const char *
 
 static int open_side(struct tsr_check *c, struct tsr_side *s, const char *command) {
     struct tsr_planned *p = &s->plan;
-    TSR_TRY(tsr_planned_open(p, command, c->path, s->overrides, s->n_overrides, 0, 0));
+    const struct tsr_planned_for here = {0};
+    TSR_TRY(tsr_planned_open(p, command, c->path, s->overrides, s->n_overrides, &here));
     const struct tsr_mesh *m = &p->plan.mesh;
+    const bool device = p->fill.device_bytes > p->room.device_bytes;
     char need[32], have[32];
     snprintf(s->text, sizeof s->text, "tp=%d pp=%d dp=%d", m->tp, m->pp, m->dp);
-    if (p->host_bytes > p->memory)
-        return tsr_fail(TSR_ENOMEM, "%s needs %s of memory, but %s are available", s->text,
-                        tsr_bytes_text(need, (double)p->host_bytes),
-                        tsr_bytes_text(have, (double)p->memory));
-    return 0;
+    if (p->fits)
+        return 0;
+    return tsr_fail(
+        TSR_ENOMEM, "%s needs %s of %s, but %s are available", s->text,
+        tsr_bytes_text(need, (double)(device ? p->fill.device_bytes : p->fill.host_bytes)),
+        device ? "a device's memory" : "memory",
+        tsr_bytes_text(have, (double)(device ? p->room.device_bytes : p->room.host_bytes)));
 }
 
 static int check_sides(struct tsr_check *c) {

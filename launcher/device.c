@@ -98,10 +98,15 @@ static int open_cuda(struct tsr_device *d, struct tsr_ctx *ctx, const struct tsr
     return d->plugin->open(ctx, &opt);
 }
 
+bool tsr_device_through_host(void) {
+    const char *given = getenv("TESSERA_TRANSPORT");
+    return given && strcmp(given, "host") == 0;
+}
+
 // The devices' own transport; with TESSERA_TRANSPORT=host messages go through the host.
 static int join(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c) {
     const char *given = getenv("TESSERA_TRANSPORT");
-    bool host = given && strcmp(given, "host") == 0;
+    bool host = tsr_device_through_host();
     if (given && !host && strcmp(given, "nccl") != 0)
         return tsr_fail(TSR_EUSAGE, "TESSERA_TRANSPORT: expected nccl or host, found \"%s\"",
                         given);
@@ -162,6 +167,19 @@ int tsr_device_check(const struct tsr_device_want *want) {
                  (want->backend == TSR_BACKEND_AUTO && want->precision == TSR_BF16);
     int rc = needs ? find_devices(&plugin, &n_devices) : 0;
     return rc < 0 ? refuse(want, rc) : 0;
+}
+
+int tsr_device_survey(int *n_devices, uint64_t *free_bytes) {
+    const struct tsr_plugin *plugin;
+    const struct tsr_device_opt first = {.dtype = TSR_DT_F32, .timeout_s = 60, .exact = true};
+    struct tsr_ctx ctx;
+    size_t n = 0, total;
+    TSR_TRY(find_devices(&plugin, n_devices));
+    TSR_TRY(plugin->open(&ctx, &first));
+    int rc = ctx.ops->memory(&ctx, &n, &total);
+    ctx.ops->close(&ctx);
+    *free_bytes = n;
+    return rc;
 }
 
 int tsr_device_open(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c,

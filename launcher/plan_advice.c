@@ -12,21 +12,14 @@ struct advisor {
     const struct tsr_model *m;
     const struct tsr_plan *plan;
     const struct tsr_plan_opt *opt;
-    uint64_t memory;
-    size_t host_bytes; // of the run as it is
+    const struct tsr_room *room;
+    bool device;         // that is what the run doesn't fit into
+    size_t scarce_bytes; // of the run as it is
 };
 
-size_t tsr_plan_host(const struct tsr_plan *plan, int per_host, int *host) {
-    size_t most = 0;
-    *host = 0;
-    for (int first = 0; first < plan->mesh.world; first += per_host) {
-        size_t n = tsr_plan_sum(plan, first, per_host);
-        if (n > most) {
-            most = n;
-            *host = first / per_host;
-        }
-    }
-    return most;
+// What there is too little of.
+static size_t scarce(const struct advisor *a, const struct tsr_fill *fill) {
+    return a->device ? fill->device_bytes : fill->host_bytes;
 }
 
 // A changed run over the ranks of its layout; false when it can't be run so, or saves nothing.
@@ -34,7 +27,7 @@ static bool try_run(struct advisor *a, struct tsr_run *r, int per_host, struct t
     struct tsr_plan plan;
     struct tsr_mesh mesh;
     struct tsr_plan_opt opt = *a->opt;
-    int V, W, host;
+    int V, W;
     int64_t tp = r->parallel.tp, pp = r->parallel.pp, dp;
     if (tsr_run_check_world(r, tp * pp * r->parallel.dp, &dp) < 0 ||
         tsr_run_shards(r, tp, dp, &V, &W) < 0 || tsr_run_check_model(r, a->m, tp, pp) < 0)
@@ -47,8 +40,9 @@ static bool try_run(struct advisor *a, struct tsr_run *r, int per_host, struct t
     if (tsr_plan_open(&plan, r, a->m, &mesh, &opt) < 0)
         return false;
     out->rank_bytes = tsr_plan_largest(&plan)->total;
-    out->host_bytes = tsr_plan_host(&plan, per_host, &host);
-    out->fits = out->host_bytes <= a->memory;
+    out->fill = tsr_plan_fill(&plan, per_host, a->room->devices);
+    out->scarce_bytes = scarce(a, &out->fill);
+    out->fits = tsr_plan_fits(&out->fill, a->room);
     out->other_numbers = r->parallel.exact && W != a->plan->mesh.W;
     tsr_plan_close(&plan);
     return true;
@@ -58,10 +52,11 @@ __attribute__((format(printf, 4, 5))) static void propose(struct advisor *a, str
                                                           int per_host, const char *fmt, ...) {
     struct tsr_advice *out = &a->out[a->n];
     va_list args;
-    if (a->n == TSR_MAX_ADVICE || !try_run(a, r, per_host, out) || out->host_bytes >= a->host_bytes)
+    if (a->n == TSR_MAX_ADVICE || !try_run(a, r, per_host, out) ||
+        out->scarce_bytes >= a->scarce_bytes)
         return;
     for (int i = 0; i < a->n; i++) // a list of changes that gains nothing over a shorter one
-        if (a->out[i].host_bytes == out->host_bytes)
+        if (a->out[i].scarce_bytes == out->scarce_bytes)
             return;
     va_start(args, fmt);
     vsnprintf(out->change, sizeof out->change, fmt, args);
@@ -187,10 +182,12 @@ static void advise_ranks(struct advisor *a) {
 }
 
 int tsr_plan_advise(struct tsr_advice *out, const struct tsr_run *run, const struct tsr_model *m,
-                    const struct tsr_plan *plan, const struct tsr_plan_opt *opt, uint64_t memory) {
-    struct advisor a = {.out = out, .run = run, .m = m, .plan = plan, .opt = opt, .memory = memory};
-    int host;
-    a.host_bytes = tsr_plan_host(plan, opt->per_host, &host);
+                    const struct tsr_plan *plan, const struct tsr_plan_opt *opt,
+                    const struct tsr_room *room) {
+    struct advisor a = {.out = out, .run = run, .m = m, .plan = plan, .opt = opt, .room = room};
+    const struct tsr_fill fill = tsr_plan_fill(plan, opt->per_host, room->devices);
+    a.device = fill.device_bytes > room->device_bytes;
+    a.scarce_bytes = scarce(&a, &fill);
     advise_batch(&a);
     advise_recompute(&a);
     advise_layout(&a);
@@ -206,7 +203,7 @@ const struct tsr_advice *tsr_plan_best(const struct tsr_advice *a, int n) {
     for (int i = 0; i < n; i++) {
         if (a[i].fits)
             return &a[i];
-        if (!best || a[i].host_bytes < best->host_bytes)
+        if (!best || a[i].scarce_bytes < best->scarce_bytes)
             best = &a[i];
     }
     return best;

@@ -61,23 +61,38 @@ static double step_flops(const struct tsr_planned *p) {
 }
 
 static void print_advice(const struct tsr_planned *p) {
+    const bool device = p->fill.device_bytes > p->room.device_bytes;
     char a[32], b[32];
     printf("\nIt doesn't fit. What would save memory, the cheapest first:\n");
     for (int i = 0; i < p->n_advice; i++) {
         const struct tsr_advice *v = &p->advice[i];
-        printf("  %s %-60s a rank %s, a host %s%s\n", v->fits ? "fits" : "    ", v->change,
-               tsr_bytes_text(a, (double)v->rank_bytes), tsr_bytes_text(b, (double)v->host_bytes),
+        printf("  %s %-60s a rank %s, a %s %s%s\n", v->fits ? "fits" : "    ", v->change,
+               tsr_bytes_text(a, (double)v->rank_bytes), device ? "device" : "host",
+               tsr_bytes_text(b, (double)v->scarce_bytes),
                v->other_numbers ? " (other sums: for a new run)" : "");
     }
     if (p->n_advice == 0)
         printf("  nothing that was tried; a smaller model or data.seq_len\n");
 }
 
+static void print_room(const struct tsr_planned *p) {
+    const struct tsr_room *room = &p->room;
+    char a[32], b[32];
+    if (room->devices > 0)
+        printf("%-22s %14s of %s, %d on a host\n", "memory of a device",
+               tsr_bytes_text(a, (double)p->fill.device_bytes),
+               room->device_bytes == UINT64_MAX ? "unknown (--device-memory)"
+                                                : tsr_bytes_text(b, (double)room->device_bytes),
+               room->devices);
+    printf("%-22s %14s of %s available\n", "memory of a host",
+           tsr_bytes_text(a, (double)p->fill.host_bytes),
+           tsr_bytes_text(b, (double)room->host_bytes));
+}
+
 void tsr_plan_print(const struct tsr_planned *p) {
     const struct tsr_job *j = &p->job;
     const struct tsr_mesh *m = &j->mesh;
     struct tsr_step_bytes sent;
-    char a[32], b[32];
     printf("%s: %.1f M parameters, %d ranks (tp %d, pp %d, dp %d), %d on a host with %d thread%s "
            "each\n",
            j->run.run.name, (double)tsr_model_n_params(&j->model) * 1e-6, m->world, m->tp, m->pp,
@@ -87,9 +102,8 @@ void tsr_plan_print(const struct tsr_planned *p) {
         print_sent(p, &sent);
     printf("\n%-22s %13.1f %%\n", "pipeline bubble", 100.0 * tsr_bubble_share(&j->run, m));
     printf("%-22s %14.4g\n", "FLOPs of a step", step_flops(p));
-    printf("%-22s %14s of %s available\n", "memory of a host",
-           tsr_bytes_text(a, (double)p->host_bytes), tsr_bytes_text(b, (double)p->memory));
-    if (p->host_bytes > p->memory)
+    print_room(p);
+    if (!p->fits)
         print_advice(p);
 }
 
@@ -102,6 +116,9 @@ static json_t *bytes_json(const struct tsr_plan_class *c, const struct tsr_run *
                             is_known(run, i) ? json_integer((json_int_t)value_of(c, i))
                                              : json_null());
     json_object_set_new(o, "total", json_integer((json_int_t)c->total));
+    json_object_set_new(o, "device_bytes",
+                        tsr_plan_on_device(run) ? json_integer((json_int_t)c->memory.slabs)
+                                                : json_null());
     return o;
 }
 
@@ -122,14 +139,20 @@ static json_t *extremes_json(const struct tsr_plan *p, const struct tsr_run *run
     return o;
 }
 
+// A number that runs on devices have, or null.
+static json_t *device_json(const struct tsr_room *room, uint64_t n) {
+    return room->devices > 0 && n != UINT64_MAX ? json_integer((json_int_t)n) : json_null();
+}
+
 static json_t *advice_json(const struct tsr_planned *p) {
     json_t *list = json_array();
     for (int i = 0; i < p->n_advice; i++) {
         const struct tsr_advice *v = &p->advice[i];
-        json_array_append_new(list, json_pack("{s:s, s:I, s:I, s:b, s:b}", "change", v->change,
+        json_array_append_new(list, json_pack("{s:s, s:I, s:I, s:o, s:b, s:b}", "change", v->change,
                                               "rank_bytes", (json_int_t)v->rank_bytes, "host_bytes",
-                                              (json_int_t)v->host_bytes, "fits", v->fits,
-                                              "other_numbers", v->other_numbers));
+                                              (json_int_t)v->fill.host_bytes, "device_bytes",
+                                              device_json(&p->room, v->fill.device_bytes), "fits",
+                                              v->fits, "other_numbers", v->other_numbers));
     }
     return list;
 }
@@ -150,15 +173,17 @@ int tsr_plan_print_json(const struct tsr_planned *p) {
     TSR_TRY(tsr_traffic_of(&sent, &j->run, &j->model, m));
     json_t *o = json_pack(
         "{s:{s:i, s:i, s:i}, s:i, s:i, s:i, s:o, s:o, s:o, s:{s:I, s:I, s:I}, s:f, s:f, s:s, s:I, "
-        "s:I, s:b, s:o}",
+        "s:o, s:o, s:o, s:I, s:b, s:o}",
         "layout", "tp", m->tp, "pp", m->pp, "dp", m->dp, "world", m->world, "ranks_per_host",
         p->opt.per_host, "threads", p->opt.threads, "bytes", extremes_json(&p->plan, &j->run),
         "classes", ranks_json(&p->plan, &j->run, true), "class_of_rank",
         ranks_json(&p->plan, &j->run, false), "bytes_sent", "tp", (json_int_t)sent.tp, "pp",
         (json_int_t)sent.pp, "dp", (json_int_t)sent.dp, "bubble", tsr_bubble_share(&j->run, m),
         "flops_per_step", step_flops(p), "flops_formula", tsr_flops_formula, "host_bytes",
-        (json_int_t)p->host_bytes, "memory_bytes", (json_int_t)p->memory, "fits",
-        p->host_bytes <= p->memory, "advice", advice_json(p));
+        (json_int_t)p->fill.host_bytes, "devices", device_json(&p->room, (uint64_t)p->room.devices),
+        "device_bytes", device_json(&p->room, p->fill.device_bytes), "device_memory_bytes",
+        device_json(&p->room, p->room.device_bytes), "memory_bytes", (json_int_t)p->room.host_bytes,
+        "fits", p->fits, "advice", advice_json(p));
     char *text = o ? json_dumps(o, JSON_REAL_PRECISION(9)) : NULL;
     json_decref(o);
     if (!text)

@@ -206,7 +206,7 @@ static int run(struct tsr_training *tr, const char *path, const char *const *ove
     struct tsr_job *j = &tr->job;
     TSR_TRY(tsr_job_load_run(j, path, overrides, n));
     TSR_TRY(tsr_job_device(j));
-    TSR_TRY(tsr_plan_refuse_job(j));
+    TSR_TRY(tsr_plan_refuse(j));
     TSR_TRY(prepare(tr));
     catch_signals(&j->progress);
     int rc = loop(tr);

@@ -83,10 +83,39 @@ class Plan(cli.Case):
         self.assertIsNone(device["bytes"]["kernels"])
         for a, b in zip(cpu["classes"], device["classes"], strict=True):
             self.assertIsNone(b["kernels"])
+            self.assertIsNone(a["device_bytes"])
             self.assertEqual(a["total"] - a["kernels"], b["total"])
         text = self.good("plan", path, "train.precision=bf16").out.decode()
         self.assertRegex(text, "scratch of kernels +unknown")
         self.assertNotRegex(self.good("plan", path).out.decode(), "unknown")
+
+    def test_what_lies_on_devices(self):
+        """Hosts and devices are filled apart; ranks take a host's devices in turns."""
+        path = self.file(TIED, (1, 2, 2))
+        cpu = self.plan(path)
+        for key in ("devices", "device_bytes", "device_memory_bytes"):
+            self.assertIsNone(cpu[key])
+        plan = self.plan(path, "device.backend=cuda")
+        each = [plan["classes"][k]["device_bytes"] for k in plan["class_of_rank"]]
+        total = sum(plan["classes"][k]["total"] for k in plan["class_of_rank"])
+        self.assertEqual((plan["devices"], plan["device_bytes"]), (4, max(each)))
+        self.assertEqual(plan["host_bytes"], total - sum(each))
+        self.assertIsNone(plan["device_memory_bytes"])  # nobody said, and there is none here
+        self.assertTrue(plan["fits"])
+        gib = 0.999 * max(each) / 2**30
+        for n, full in ((1, sum(each)), (2, max(each[0] + each[2], each[1] + each[3])),
+                        (3, max(each[0] + each[3], each[1], each[2])), (9, max(each))):
+            with self.subTest(devices=n):
+                plan = self.plan(path, "device.backend=cuda", "--devices-per-host", n,
+                                 "--device-memory", gib)
+                self.assertEqual((plan["devices"], plan["device_bytes"]), (n, full))
+                self.assertEqual(plan["device_memory_bytes"], int(gib * 2**30))
+                self.assertFalse(plan["fits"])
+                for advice in plan["advice"]:
+                    self.assertLess(advice["device_bytes"], full)
+        text = self.good("plan", path, "device.backend=cuda", "--device-memory", gib).out.decode()
+        self.assertRegex(text, r"memory of a device +[0-9.]+ MiB of [0-9.]+ MiB, 4 on a host")
+        self.assertRegex(text, r"a device [0-9.]+ MiB")
 
     def test_large_models_need_nothing(self):
         path = self.run_file("large.yaml", model={"config": None, "preset": "llama3.1-405b"},

@@ -85,7 +85,7 @@ static void load(const struct fixture *x, const struct tsr_mesh *mesh, const cha
     struct tsr_comm comm;
     struct tsr_net net;
     expect_ok(tsr_cpu_open_dry(&ctx, NULL, 1));
-    expect_ok(tsr_comm_open_pretend(&comm, mesh->world, mesh->rank, mesh->world));
+    expect_ok(tsr_comm_open_pretend(&comm, mesh->world, mesh->rank, mesh->world, false));
     expect_ok(tsr_net_open(&net, &ctx, &comm, mesh, &x->model, &opt, 1));
     seen.n = 0;
     seen.on = true;

@@ -45,7 +45,7 @@ static void open_rank(struct rank *r, struct tsr_ctx *device, const struct paral
     struct tsr_mesh mesh;
     const struct tsr_net_opt opt = {.training = true, .n_grad_buffers = 1, .seed = 1};
     memset(r, 0, sizeof *r);
-    expect_ok(tsr_comm_open_pretend(&r->comm, world_of(l), rank, 8));
+    expect_ok(tsr_comm_open_pretend(&r->comm, world_of(l), rank, 8, false));
     r->comm.progress = &progress;
     tsr_mesh_place(&mesh, l->tp, l->pp, l->dp, rank);
     mesh.chunks = l->chunks;
