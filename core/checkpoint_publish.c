@@ -237,7 +237,9 @@ int tsr_publish_rename(const struct tsr_publish *p) {
         return done < 0 ? done : 0;
     if (rename(at.tmp, at.dir) == 0)
         return 0;
-    if (errno != EEXIST && errno != ENOTEMPTY)
+    // ENOTDIR: a link (somebody has moved the old one to another disk) or a file. It is exchanged,
+    // too: what a link points to stays.
+    if (errno != EEXIST && errno != ENOTEMPTY && errno != ENOTDIR)
         return tsr_fail_errno(errno, "cannot rename to", at.dir);
     TSR_TRY(note_swap(&at));
     if (renameat2(AT_FDCWD, at.tmp, AT_FDCWD, at.dir, RENAME_EXCHANGE) == 0)

@@ -90,20 +90,25 @@ static int check_file(const char *dir, const struct tsr_ckpt_manifest *m,
     return rc;
 }
 
-// A directory that is named as a checkpoint of a step holds one of that step: a copy of another
-// under its name would be taken for the newest.
-int tsr_ckpt_check_step(const char *dir, int64_t step) {
-    char whole[TSR_PATH_MAX];
+static int check_name(const char *dir, const char *name, int64_t step) {
     const char *rest;
     int64_t named;
-    if (!realpath(dir, whole))
-        return tsr_fail_errno(errno, "cannot open", dir);
-    if (!tsr_ckpt_parse_step(tsr_path_base(whole), "step-", &named, &rest) || *rest ||
-        named == step)
+    if (!tsr_ckpt_parse_step(name, "step-", &named, &rest) || *rest || named == step)
         return 0;
     return tsr_fail(TSR_EMODEL,
                     "%s: expected the manifest of step %" PRId64 ", found that of step %" PRId64,
                     dir, named, step);
+}
+
+// A directory that is named as a checkpoint of a step holds one of that step: a copy of another
+// under its name, or a link to another, would be taken for the newest. Where the name says nothing
+// (".", a link of the user's own) that of the directory itself does.
+int tsr_ckpt_check_step(const char *dir, int64_t step) {
+    char whole[TSR_PATH_MAX];
+    TSR_TRY(check_name(dir, tsr_path_base(dir), step));
+    if (!realpath(dir, whole))
+        return tsr_fail_errno(errno, "cannot open", dir);
+    return check_name(dir, tsr_path_base(whole), step);
 }
 
 bool tsr_checkpoint_is_tensors(const char *file) {

@@ -300,6 +300,11 @@ static void test_another_step(void **state) {
     expect_error(tsr_checkpoint_verify_quick(newer), TSR_EMODEL, "found that of step 51");
     expect_resumed_from(BEFORE);
     assert_int_equal(rename(newer, dir), 0);
+    assert_int_equal(symlink("step-00000051", newer), 0); // no copy, but a link
+    expect_error(tsr_checkpoint_verify(newer, 0, 1), TSR_EMODEL,
+                 "expected the manifest of step 60, found that of step 51");
+    expect_resumed_from(NEWEST);
+    assert_int_equal(unlink(newer), 0);
     expect_good();
     free(own);
     free(older);

@@ -54,6 +54,33 @@ static void test_replace(void **state) {
     assert_string_equal(steps(), "60 50");
 }
 
+// What stands in a checkpoint's place and is no folder: a link to where somebody has moved the old
+// one, one that leads nowhere, a file. A run that repeats the step must get past it.
+static void test_replace_a_link(void **state) {
+    (void)state;
+    char aside[TSR_PATH_MAX];
+    struct stat st;
+    expect_ok(tsr_path_join(aside, x.dir, "aside"));
+    for (int kind = 0; kind < 3; kind++) {
+        expect_ok(tsr_remove_tree(below("step-00000050")));
+        if (kind == 0) {
+            save_step(50);
+            assert_int_equal(rename(below("step-00000050"), aside), 0);
+            write_text(below("../aside/damage"), "of the old one");
+        }
+        if (kind < 2)
+            assert_int_equal(symlink(kind == 0 ? aside : "/nowhere", below("step-00000050")), 0);
+        else
+            write_text(below("step-00000050"), "a file");
+        save_step(50);
+        expect_ok(tsr_checkpoint_verify(in_checkpoint(&x, ""), 0, 1));
+        assert_int_equal(lstat(below("step-00000050"), &st), 0);
+        assert_true(S_ISDIR(st.st_mode));
+        assert_int_equal(n_entries_of(below("")), 1);
+    }
+    assert_true(tsr_path_exists(below("../aside/state.json"))); // the link went, not the old one
+}
+
 static void test_abort(void **state) {
     (void)state;
     struct tsr_checkpoint *handles[2];
@@ -202,9 +229,9 @@ static void test_wrong_state(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH(test_latest),      WITH(test_replace),           WITH(test_abort),
-        WITH(test_begin_twice), WITH(test_run_dir_is_a_file), WITH(test_no_room),
-        WITH(test_wrong_state),
+        WITH(test_latest),  WITH(test_replace),     WITH(test_replace_a_link),
+        WITH(test_abort),   WITH(test_begin_twice), WITH(test_run_dir_is_a_file),
+        WITH(test_no_room), WITH(test_wrong_state),
     };
     return cmocka_run_group_tests_name("checkpoint_dir", tests, NULL, NULL);
 }
