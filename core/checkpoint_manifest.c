@@ -137,7 +137,7 @@ int tsr_ckpt_manifest_read(struct tsr_ckpt_manifest *m, const char *dir) {
     size_t n;
     *m = (struct tsr_ckpt_manifest){0};
     TSR_TRY(tsr_path_join(path, dir, TSR_CKPT_MANIFEST));
-    TSR_TRY(tsr_read_file(path, MAX_MANIFEST, TSR_EMODEL, &text, &n));
+    TSR_TRY(tsr_read_regular_file(path, MAX_MANIFEST, TSR_EMODEL, &text, &n));
     int rc = check_checksum(text, n, path);
     json_t *root = rc == 0 ? json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL) : NULL;
     free(text);
@@ -154,7 +154,7 @@ int tsr_ckpt_manifest_digest(const char *dir, struct tsr_digest *out) {
     char path[TSR_PATH_MAX], *text;
     size_t n;
     TSR_TRY(tsr_path_join(path, dir, TSR_CKPT_MANIFEST));
-    TSR_TRY(tsr_read_file(path, MAX_MANIFEST, TSR_EMODEL, &text, &n));
+    TSR_TRY(tsr_read_regular_file(path, MAX_MANIFEST, TSR_EMODEL, &text, &n));
     *out = tsr_ckpt_digest_bytes(text, n);
     free(text);
     return 0;

@@ -51,7 +51,7 @@ static int put_generation_config(const struct tsr_checkpoint *c, const char *sou
     TSR_TRY(tsr_path_join(path, source_dir, "generation_config.json"));
     if (!tsr_path_exists(path))
         return 0;
-    TSR_TRY(tsr_read_file(path, MAX_GENERATION_CONFIG, TSR_EMODEL, &text, &n));
+    TSR_TRY(tsr_read_regular_file(path, MAX_GENERATION_CONFIG, TSR_EMODEL, &text, &n));
     int rc = put_file(c, "generation_config.json", text, n);
     free(text);
     return rc;

@@ -164,7 +164,7 @@ int tsr_state_read(struct tsr_state *s, const char *dir) {
     size_t n;
     *s = (struct tsr_state){0};
     TSR_TRY(tsr_path_join(path, dir, "state.json"));
-    TSR_TRY(tsr_read_file(path, MAX_STATE, TSR_EMODEL, &text, &n));
+    TSR_TRY(tsr_read_regular_file(path, MAX_STATE, TSR_EMODEL, &text, &n));
     json_error_t err;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &err);
     free(text);

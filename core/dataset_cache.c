@@ -63,7 +63,7 @@ static int hash_tokenizer(XXH3_state_t *h, const struct tsr_dataset_opt *opt) {
     char path[TSR_PATH_MAX], *text;
     size_t n;
     TSR_TRY(tsr_path_join(path, opt->tokenizer_dir, "tokenizer.json"));
-    TSR_TRY(tsr_read_file(path, (size_t)1 << 30, TSR_EMODEL, &text, &n));
+    TSR_TRY(tsr_read_regular_file(path, (size_t)1 << 30, TSR_EMODEL, &text, &n));
     XXH3_128bits_update(h, text, n);
     free(text);
     int32_t eos = tsr_tokenizer_eos(opt->tokenizer);

@@ -109,13 +109,18 @@ static int read_to_end(int fd, const char *path, size_t max_bytes, int missing_c
     }
 }
 
-int tsr_read_file(const char *path, size_t max_bytes, int missing_code, char **out, size_t *n_out) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EIO)
-            return tsr_fail_errno(errno, "cannot open", path); // the file is not to blame
-        return tsr_fail((enum tsr_code)missing_code, "%s: cannot open: %s", path, strerror(errno));
-    }
+static int open_to_read(const char *path, int flags, int missing_code, int *fd) {
+    *fd = open(path, O_RDONLY | O_CLOEXEC | flags);
+    if (*fd >= 0)
+        return 0;
+    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EIO)
+        return tsr_fail_errno(errno, "cannot open", path); // the file is not to blame
+    return tsr_fail((enum tsr_code)missing_code, "%s: cannot open: %s", path, strerror(errno));
+}
+
+// Takes the descriptor.
+static int read_opened(int fd, const char *path, size_t max_bytes, int missing_code, char **out,
+                       size_t *n_out) {
     struct tsr_buf b = {0};
     int rc = read_to_end(fd, path, max_bytes, missing_code, &b);
     close(fd);
@@ -127,6 +132,25 @@ int tsr_read_file(const char *path, size_t max_bytes, int missing_code, char **o
     if (n_out)
         *n_out = b.len;
     return 0;
+}
+
+int tsr_read_file(const char *path, size_t max_bytes, int missing_code, char **out, size_t *n_out) {
+    int fd;
+    TSR_TRY(open_to_read(path, 0, missing_code, &fd));
+    return read_opened(fd, path, max_bytes, missing_code, out, n_out);
+}
+
+int tsr_read_regular_file(const char *path, size_t max_bytes, int missing_code, char **out,
+                          size_t *n_out) {
+    struct stat st;
+    int fd;
+    TSR_TRY(open_to_read(path, O_NONBLOCK, missing_code, &fd)); // a pipe must not block
+    if (fstat(fd, &st) == 0 && !S_ISREG(st.st_mode)) {
+        close(fd);
+        return tsr_fail((enum tsr_code)missing_code, "%s: expected a regular file, found %s", path,
+                        S_ISDIR(st.st_mode) ? "a folder" : "a pipe or device");
+    }
+    return read_opened(fd, path, max_bytes, missing_code, out, n_out);
 }
 
 int tsr_fsync_path(const char *path) {

@@ -28,6 +28,10 @@ int tsr_remove_tree(const char *path);
 // Reads a whole file of at most `max_bytes` into a fresh buffer with a NUL after its end (not
 // counted). A missing or unreadable file is `missing_code` (TSR_EUSAGE, TSR_EMODEL, TSR_EDATA…).
 int tsr_read_file(const char *path, size_t max_bytes, int missing_code, char **out, size_t *n_out);
+// The same for files of models and checkpoints: a pipe, which nobody may ever write to, a device or
+// a folder in the place of one is `missing_code`, too. Links are followed.
+int tsr_read_regular_file(const char *path, size_t max_bytes, int missing_code, char **out,
+                          size_t *n_out);
 
 // Writes the whole buffer, or fails.
 int tsr_write_all(int fd, const void *buf, size_t n_bytes, const char *path);

@@ -19,14 +19,14 @@ int tsr_model_load(struct tsr_model *m, const char *dir) {
     if (!tsr_path_is_dir(dir))
         return tsr_fail(TSR_EMODEL, "%s: expected a model folder with a config.json, found %s", dir,
                         tsr_path_exists(dir) ? "a file" : "nothing");
-    TSR_TRY(tsr_read_file(path, MAX_CONFIG_BYTES, TSR_EMODEL, &text, NULL));
+    TSR_TRY(tsr_read_regular_file(path, MAX_CONFIG_BYTES, TSR_EMODEL, &text, NULL));
     int rc = tsr_model_parse(m, text, path);
     free(text);
     if (rc < 0)
         return rc;
     rc = tsr_path_join(path, dir, "generation_config.json");
     if (rc == 0 && tsr_path_exists(path)) {
-        rc = tsr_read_file(path, MAX_CONFIG_BYTES, TSR_EMODEL, &text, NULL);
+        rc = tsr_read_regular_file(path, MAX_CONFIG_BYTES, TSR_EMODEL, &text, NULL);
         if (rc == 0) {
             rc = tsr_model_parse_generation(m, text, path);
             free(text);

@@ -156,7 +156,7 @@ int tsr_tokenizer_copy(const char *from_dir, const char *to_dir) {
         TSR_TRY(tsr_path_join(to, to_dir, files[i]));
         if (!tsr_path_exists(from))
             continue;
-        TSR_TRY(tsr_read_file(from, SIZE_MAX / 2, TSR_EMODEL, &text, &n_bytes));
+        TSR_TRY(tsr_read_regular_file(from, SIZE_MAX / 2, TSR_EMODEL, &text, &n_bytes));
         int rc = tsr_write_file_durable(to, text, n_bytes);
         free(text);
         TSR_TRY(rc);

@@ -13,7 +13,7 @@ static int read_json(const char *path, size_t flags, json_t **out) {
     char *text;
     size_t n_bytes;
     json_error_t e;
-    TSR_TRY(tsr_read_file(path, MAX_FILE_BYTES, TSR_EMODEL, &text, &n_bytes));
+    TSR_TRY(tsr_read_regular_file(path, MAX_FILE_BYTES, TSR_EMODEL, &text, &n_bytes));
     *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES | flags, &e);
     free(text);
     if (!*out)

@@ -223,7 +223,7 @@ static int load_index(struct opening *o, const char *index) {
     char *text;
     size_t n;
     json_error_t err;
-    TSR_TRY(tsr_read_file(index, MAX_INDEX, TSR_EMODEL, &text, &n));
+    TSR_TRY(tsr_read_regular_file(index, MAX_INDEX, TSR_EMODEL, &text, &n));
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &err);
     free(text);
     if (!root)
