@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/progress_bar.h"
 #include "core/run_stamp.h"
+#include "core/tokenizer.h"
 #include "launcher/commands.h"
 #include "launcher/options.h"
 
@@ -29,6 +30,23 @@ bool tsr_json_set(json_t *obj, const char *key, json_t *value) {
     return json_object_set_new(obj, key, value) == 0; // which takes NULL as a failure
 }
 
+// jansson refuses what isn't UTF-8, and a file's name may be anything.
+json_t *tsr_json_text(const char *s) {
+    json_t *v = json_string(s);
+    if (v)
+        return v;
+    char *copy = strdup(s);
+    size_t n = copy ? strlen(copy) : 0, at = 0;
+    while (at < n) {
+        at += tsr_utf8_valid_prefix(copy + at, n - at);
+        if (at < n)
+            copy[at++] = '?';
+    }
+    v = copy ? json_string(copy) : NULL;
+    free(copy);
+    return v;
+}
+
 // ---- one checkpoint
 
 enum { MAX_LINES = 20 };
@@ -47,10 +65,10 @@ static void on_problem(void *arg, const char *file, uint64_t first, uint64_t end
     struct checking *c = arg;
     if (c->problems) {
         json_t *o = json_object();
-        bool ok = tsr_json_set(o, "file", json_string(file)) &&
+        bool ok = tsr_json_set(o, "file", tsr_json_text(file)) &&
                   tsr_json_set(o, "first", json_integer((json_int_t)first)) &&
                   tsr_json_set(o, "end", json_integer((json_int_t)end)) &&
-                  tsr_json_set(o, "what", json_string(text));
+                  tsr_json_set(o, "what", tsr_json_text(text));
         c->no_memory |= json_array_append_new(c->problems, o) < 0 || !ok;
         return;
     }

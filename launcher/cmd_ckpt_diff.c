@@ -34,9 +34,9 @@ static void setting(struct diffing *x, json_t *list, const char *where, const ch
         return;
     }
     json_t *o = json_object();
-    bool ok = tsr_json_set(o, "key", json_string(key));
-    ok = tsr_json_set(o, "a", a ? json_string(a) : json_null()) && ok;
-    ok = tsr_json_set(o, "b", b ? json_string(b) : json_null()) && ok;
+    bool ok = tsr_json_set(o, "key", tsr_json_text(key));
+    ok = tsr_json_set(o, "a", a ? tsr_json_text(a) : json_null()) && ok;
+    ok = tsr_json_set(o, "b", b ? tsr_json_text(b) : json_null()) && ok;
     x->no_memory |= json_array_append_new(list, o) < 0 || !ok;
 }
 
@@ -196,8 +196,8 @@ static int compare_tensors(struct diffing *x) {
 static int print_json(struct diffing *x) {
     json_t *root = json_object();
     bool equal = x->n_settings == 0 && x->n_different == 0;
-    bool ok = tsr_json_set(root, "a", json_string(x->a.dir));
-    ok = tsr_json_set(root, "b", json_string(x->b.dir)) && ok;
+    bool ok = tsr_json_set(root, "a", tsr_json_text(x->a.dir));
+    ok = tsr_json_set(root, "b", tsr_json_text(x->b.dir)) && ok;
     ok = tsr_json_set(root, "equal", json_boolean(equal)) && ok;
     ok = tsr_json_set(root, "tensors_equal", json_boolean(x->n_different == 0)) && ok;
     ok = tsr_json_set(root, "compared", json_integer(x->n_tensors)) && ok;

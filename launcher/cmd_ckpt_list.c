@@ -19,7 +19,7 @@ struct listing {
 
 static json_t *describe(const struct tsr_checkpoint_item *item) {
     json_t *o = json_object();
-    bool ok = tsr_json_set(o, "name", json_string(item->name)) &&
+    bool ok = tsr_json_set(o, "name", tsr_json_text(item->name)) &&
               tsr_json_set(o, "step", item->step < 0 ? json_null() : json_integer(item->step)) &&
               tsr_json_set(o, "bytes", json_integer((json_int_t)item->n_bytes)) &&
               tsr_json_set(o, "files", json_integer(item->n_files));
@@ -113,7 +113,7 @@ static int list_run(struct listing *l, const char *dir) {
         return 0;
     }
     json_t *root = json_object();
-    bool ok = tsr_json_set(root, "run_dir", json_string(dir));
+    bool ok = tsr_json_set(root, "run_dir", tsr_json_text(dir));
     ok = tsr_json_set(root, "checkpoints", json_incref(l->checkpoints)) && ok;
     ok = tsr_json_set(root, "unfinished", json_incref(l->unfinished)) && ok;
     ok = tsr_json_set(root, "newest_good",
@@ -193,10 +193,11 @@ static int verify_one(const char *dir, bool json) {
     json_t *problems = json ? json_array() : NULL;
     int rc = tsr_ckpt_check(dir, problems, &a);
     if (rc == 0 && json) {
-        json_t *root = json_pack(
-            "{s:s, s:b, s:o, s:I, s:i, s:I, s:O}", "dir", dir, "good", a.n_problems == 0, "step",
-            a.step < 0 ? json_null() : json_integer(a.step), "bytes", (json_int_t)a.n_bytes,
-            "files", a.n_files, "ranges", (json_int_t)a.n_ranges, "problems", problems);
+        json_t *root =
+            json_pack("{s:o, s:b, s:o, s:I, s:i, s:I, s:O}", "dir", tsr_json_text(dir), "good",
+                      a.n_problems == 0, "step", a.step < 0 ? json_null() : json_integer(a.step),
+                      "bytes", (json_int_t)a.n_bytes, "files", a.n_files, "ranges",
+                      (json_int_t)a.n_ranges, "problems", problems);
         rc = tsr_print_json(root);
     } else if (rc == 0 && a.n_problems == 0) {
         printf("%s: good: step %" PRId64 ", %d files, %s\n", dir, a.step, a.n_files,

@@ -167,7 +167,7 @@ static int print_json(const struct resharding *x) {
     bool ok = ranks != NULL;
     for (int r = 0; ok && r < x->n_ranks; r++)
         ok = json_array_append_new(ranks, rank_json(x, r)) == 0;
-    ok = tsr_json_set(root, "dir", json_string(x->dir)) && ok;
+    ok = tsr_json_set(root, "dir", tsr_json_text(x->dir)) && ok;
     ok = tsr_json_set(root, "from", x->from_known ? layout_json(x->from) : json_null()) && ok;
     ok = tsr_json_set(root, "to", layout_json(x->to)) && ok;
     ok = tsr_json_set(root, "tensor_bytes", json_integer((json_int_t)x->held)) && ok;

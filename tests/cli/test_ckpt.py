@@ -98,6 +98,30 @@ class Ckpt(cli.Case):
         self.assertIn("step-00000003 is not used", result.err)
         self.assertIn("resuming after step 1", result.err)
 
+    def test_strange_files(self):
+        """A name that is no UTF-8; a pipe, to which nobody writes, in the place of a file."""
+        stranger = os.fsencode(self.step(3)) + b"/\xff\xc3("
+        with open(stranger, "wb"):
+            pass
+        found = report(self.bad(2, "1 problem", "ckpt", "verify", self.step(3), "--json"))
+        self.assertEqual(found["problems"][0]["file"], "??(")
+        found = report(self.bad(2, "1 of 3", "ckpt", "ls", "run", "--verify", "--json"))
+        self.assertEqual(found["newest_good"], 2)
+        os.remove(stranger)
+        for name in ("manifest.json", "state.json", "config.json"):
+            target = os.path.join(self.step(3), name)
+            os.rename(target, self.path("aside"))
+            os.mkfifo(target)
+            self.bad(2, "1 of 3", "ckpt", "verify", "run")
+            self.bad(2, "regular file", "ckpt", "diff", self.step(3), self.step(2))
+            self.good("ckpt", "ls", "run")
+            result = self.good("train", self.run_path, "run.dir=run", "train.steps=2")
+            self.assertIn("step-00000003 is not used", result.err)
+            self.assertIn(name, result.err)
+            os.remove(target)
+            os.rename(self.path("aside"), target)
+        self.good("ckpt", "verify", "run")
+
     def test_diff(self):
         found = report(self.good("ckpt", "diff", self.step(3), self.step(3, "base"), "--json"))
         self.assertEqual((found["equal"], found["different"]), (True, 0))
