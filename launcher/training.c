@@ -15,19 +15,31 @@
 enum { EVAL_TOKENS = 1 << 17 };
 
 static struct tsr_progress *signalled; // the handler's only way to the job
+static volatile sig_atomic_t asked_to_stop;
 
 static void on_signal(int sig) {
     (void)sig;
+    asked_to_stop = 1;
     if (signalled)
         signalled->stop = 1;
 }
 
-static void catch_signals(struct tsr_progress *p) {
+// From the very start: mpirun forwards a SIGUSR1, and Slurm sends its warning, also to ranks that
+// still read a checkpoint. They make one step and save it.
+static void catch_signals(void) {
     struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    signalled = p;
+    asked_to_stop = 0;
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGUSR1, &a, NULL);
+}
+
+static int open_job(struct tsr_job *j, const char *command) {
+    TSR_TRY(tsr_job_open(j, command));
+    signalled = &j->progress;
+    if (asked_to_stop)
+        j->progress.stop = 1;
+    return 0;
 }
 
 static int sequence_of(void *dataset, uint64_t g, int32_t *tokens, uint8_t *doc_start) {
@@ -208,7 +220,6 @@ static int run(struct tsr_training *tr, const char *path, const char *const *ove
     TSR_TRY(tsr_job_device(j));
     TSR_TRY(tsr_plan_refuse(j));
     TSR_TRY(prepare(tr));
-    catch_signals(&j->progress);
     int rc = loop(tr);
     if (tsr_is_rank0(tr)) {
         if (rc == 0)
@@ -223,7 +234,8 @@ static int run(struct tsr_training *tr, const char *path, const char *const *ove
 
 int tsr_train_rank(const char *command, const char *path, const char *const *overrides, int n) {
     struct tsr_training tr = {0};
-    int rc = tsr_job_open(&tr.job, command);
+    catch_signals();
+    int rc = open_job(&tr.job, command);
     if (rc == 0)
         rc = run(&tr, path, overrides, n);
     signalled = NULL;

@@ -70,6 +70,15 @@ def marked(mark):
     return found
 
 
+def children(pid):
+    """Ids of the processes that this one has started."""
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as f:
+            found += map(int, f.read().split())
+    return found
+
+
 def left_behind(mark):
     """Processes that are still there some seconds after the run; they are killed."""
     deadline = time.monotonic() + 10

@@ -187,6 +187,26 @@ class Interrupted(cli.Case):
             self.assertIn("the same command continues", result.err)
             self.assertGreater(self.steps(), before)
 
+    def test_signal_at_start(self):
+        """While ranks still prepare: one step, a checkpoint, exit 5; nobody dies of the signal."""
+        self.tokens("tokens")
+        run = self.run_file("early.yaml", "early", train={"steps": 1000000})
+        address = self.path("early/coordinator/address")
+        for sent in (signal.SIGUSR1, signal.SIGTERM):
+            if os.path.exists(address):
+                os.remove(address)
+
+            def send(process, sent=sent):
+                deadline = time.monotonic() + cli.TIMEOUT_S
+                while not os.path.exists(address) and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                for rank in cli.children(process.pid):
+                    os.kill(rank, sent)
+
+            result = self.run_tessera("train", run, ranks=2, during=send)
+            self.assertEqual((result.code, result.errors), (cli.INTERRUPTED, []), result)
+            self.assertIn("the same command continues", result.err)
+
     def steps(self):
         """Steps completed by the newest checkpoint."""
         names = sorted(os.path.basename(p) for p in glob.glob(self.path("run/checkpoints/step-*")))
