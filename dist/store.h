@@ -19,9 +19,10 @@ int tsr_store_load_checkpoint(struct tsr_net *net, const char *dir, bool verify)
 int tsr_store_verify(struct tsr_net *net, const char *dir);
 
 // Loads the newest checkpoint of run_dir, of a step below `below`, that verifies, warning about
-// those that don't; `check`, once the files without tensors have been verified and before others
-// are read, says whether this run may go on from it: its failure is the end. Returns 1 and fills
-// dir on every rank, or 0: there is none, and the moments are zero.
+// those that don't and those that can't be read; `check`, once the files without tensors have been
+// verified and before others are read, says whether this run may go on from it: its failure is the
+// end. Returns 1 and fills dir on every rank, or 0: there is none, and the moments are zero.
+// TSR_EIO: none is good, and one could not be read.
 typedef int (*tsr_resume_fn)(void *arg, const char *dir);
 int tsr_store_resume(struct tsr_net *net, const char *run_dir, int64_t below, tsr_resume_fn check,
                      void *arg, char dir[static TSR_PATH_MAX]);

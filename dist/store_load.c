@@ -283,8 +283,23 @@ static int find_next(struct tsr_net *net, const char *run_dir, int64_t *below,
     return 1;
 }
 
-// 1: loaded, 0: it isn't good, or a failure that others of the run wouldn't mend.
-static int try_one(struct tsr_net *net, const char *dir, tsr_resume_fn check, void *arg) {
+// The first checkpoint that could not be read: the failure, if no other turns out to be good.
+struct unread {
+    int code, culprit;
+    char error[TSR_ERROR_TEXT];
+};
+
+static void note_unread(struct unread *u, const struct tsr_comm *c, int rc) {
+    if (rc != TSR_EIO || u->code < 0)
+        return;
+    u->code = rc;
+    u->culprit = c->culprit;
+    snprintf(u->error, sizeof u->error, "%s", tsr_error_text());
+}
+
+// 1: loaded, 0: it isn't good or can't be read, or a failure that others of the run wouldn't mend.
+static int try_one(struct tsr_net *net, const char *dir, tsr_resume_fn check, void *arg,
+                   struct unread *u) {
     struct tsr_comm *c = net->comm;
     int rc = tsr_store_verify(net, dir);
     if (rc == 0) {
@@ -293,8 +308,9 @@ static int try_one(struct tsr_net *net, const char *dir, tsr_resume_fn check, vo
     }
     if (rc == 0)
         return 1;
-    if (rc != TSR_EMODEL)
+    if (rc != TSR_EMODEL && rc != TSR_EIO)
         return rc;
+    note_unread(u, c, rc);
     if (c->rank == c->culprit - 1)
         tsr_warn("%s is not used: %s", dir, tsr_error_text());
     c->culprit = 0;
@@ -304,13 +320,19 @@ static int try_one(struct tsr_net *net, const char *dir, tsr_resume_fn check, vo
     return tsr_agree(net->ctx, c, rc);
 }
 
+// A bad sector costs one checkpoint. Where none is left because of the disk, it may be the disk's
+// fault that there is none, and a run that began anew would in time remove what it has.
 int tsr_store_resume(struct tsr_net *net, const char *run_dir, int64_t below, tsr_resume_fn check,
                      void *arg, char dir[static TSR_PATH_MAX]) {
+    struct unread u = {0};
     int found;
     while ((found = find_next(net, run_dir, &below, dir)) == 1) {
-        int rc = try_one(net, dir, check, arg);
+        int rc = try_one(net, dir, check, arg, &u);
         if (rc != 0)
             return rc;
     }
-    return found;
+    if (found < 0 || u.code == 0)
+        return found;
+    net->comm->culprit = u.culprit;
+    return tsr_fail((enum tsr_code)u.code, "%s; no other checkpoint is good", u.error);
 }

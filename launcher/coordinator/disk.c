@@ -42,7 +42,7 @@ static int find_newest(const char *run_dir, uint64_t *value) {
             *value = (uint64_t)step;
             return 0;
         }
-        if (rc != TSR_EMODEL)
+        if (rc != TSR_EMODEL && rc != TSR_EIO) // as a rank that resumes
             return rc;
         tsr_debug("coordinator: %s is not whole: %s", path, tsr_error_text());
     }

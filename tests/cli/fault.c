@@ -5,6 +5,7 @@
 //   TESSERA_FAULT_KIND   an errno value: the call fails with it; -N: it and all later ones fail
 //                        with N (a full disk stays full); "short": a write moves a byte only
 //   TESSERA_FAULT_RANK   only in this rank of an MPI job
+//   TESSERA_FAULT_READ   read and pread of files whose path has this in it fail with EIO, always
 //   TESSERA_FAULT_COUNT  file that gets the number of calls counted when the process ends
 //
 // Counted: open (for writing or creating), write, pwrite, fsync, ftruncate, fallocate, rename,
@@ -46,14 +47,23 @@ static int judge(const char *path) {
     return strcmp(kind, "short") == 0 ? -1 : abs(error);
 }
 
-static int judge_fd(int fd) {
-    char link[64], path[4096];
+static bool path_of(int fd, char path[4096]) {
+    char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t n = readlink(link, path, sizeof path - 1);
-    if (n <= 0)
-        return 0;
-    path[n] = 0;
-    return judge(path);
+    ssize_t n = readlink(link, path, 4095);
+    path[n > 0 ? n : 0] = 0;
+    return n > 0;
+}
+
+static int judge_fd(int fd) {
+    char path[4096];
+    return path_of(fd, path) ? judge(path) : 0;
+}
+
+static int judge_read(int fd) {
+    const char *what = setting("TESSERA_FAULT_READ");
+    char path[4096];
+    return what[0] && !other_rank() && path_of(fd, path) && strstr(path, what) ? EIO : 0;
 }
 
 #define REAL(name) (*(__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -86,6 +96,16 @@ ssize_t pwrite(int fd, const void *buf, size_t n, off_t offset) {
     int error = n ? judge_fd(fd) : 0;
     FAIL_IF(error);
     return REAL(pwrite)(fd, buf, error < 0 ? 1 : n, offset);
+}
+
+ssize_t read(int fd, void *buf, size_t n) {
+    FAIL_IF(judge_read(fd));
+    return REAL(read)(fd, buf, n);
+}
+
+ssize_t pread(int fd, void *buf, size_t n, off_t offset) {
+    FAIL_IF(judge_read(fd));
+    return REAL(pread)(fd, buf, n, offset);
 }
 
 int fsync(int fd) {

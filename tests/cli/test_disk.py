@@ -96,6 +96,24 @@ class FailingDisk(cli.Case):
             self.assertEqual({k: v for k, v in found.items() if k.endswith(".safetensors")},
                              self.reference)
 
+    def test_unreadable(self):
+        """A bad sector costs one checkpoint; where no other is left, the run doesn't begin anew."""
+        for name, ranks, rank in (("manifest.json", 0, ""), ("model-", 0, ""), ("model-", 2, "1"),
+                                  ("optimizer/v", 2, ""), ("state.json", 1, "")):
+            with self.subTest(name=name, ranks=ranks, rank=rank):
+                options = self.faulted(0, FULL, ranks, rank)
+                self.good("train", self.run_path)
+                options["env"]["TESSERA_FAULT_READ"] = "run/checkpoints/step-00000002/" + name
+                result = self.good("train", self.run_path, **options)
+                self.assertIn("step-00000002 is not used", result.err)
+                self.assertIn(TEXTS[BROKEN], result.err)
+                self.assertIn("resuming after step 1", result.err)
+                before = content(self.path("run/checkpoints"))
+                options["env"]["TESSERA_FAULT_READ"] = "run/checkpoints/step-"
+                self.bad(3, ["step-00000002", TEXTS[BROKEN], "no other checkpoint is good"],
+                         "train", self.run_path, **options)
+                self.assertEqual(content(self.path("run/checkpoints")), before)
+
     def test_run_directory(self):
         """The resolved run file can't be written."""
         for at in range(1, self.n_calls(0, "", "run/config.yaml") + 1):
