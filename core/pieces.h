@@ -3,7 +3,8 @@
 // n things are cut into V nearly equal consecutive pieces, whatever the number of ranks; rank r
 // of tp owns the V/tp pieces [rV/tp, (r+1)V/tp). A sum that spans pieces is joined by a fixed
 // binary tree over the V leaves: level by level neighbours 2i and 2i+1 are added and a lone last
-// node rises unchanged, so V/tp leaves of a rank, a power of two, are always a whole subtree.
+// node rises unchanged, so V/tp leaves of a rank, a power of two or all V of them, are always a
+// whole subtree.
 #ifndef TSR_CORE_PIECES_H
 #define TSR_CORE_PIECES_H
 
@@ -31,6 +32,11 @@ static inline struct tsr_range tsr_piece_of_rank(int64_t n, int V, int rank, int
 
 static inline bool tsr_is_pow2(int64_t n) {
     return n > 0 && (n & (n - 1)) == 0;
+}
+
+// Whether each of n_ranks can own as many of the n pieces so that these are a whole subtree.
+static inline bool tsr_pieces_deal(int64_t n, int64_t n_ranks) {
+    return n % n_ranks == 0 && (n_ranks == 1 || tsr_is_pow2(n / n_ranks));
 }
 
 // How many finished subtrees the leaf `i` (counted from 0) completes: the carries of a binary

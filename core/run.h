@@ -120,8 +120,9 @@ void tsr_run_fields_each(void (*fn)(const char *path, const char *type, const ch
 double tsr_run_lr(const struct tsr_run *r, int64_t s);
 
 // Virtual shards V and replicas W of a run laid out over tp and dp ranks, and whether the batch can
-// be dealt out so: V / tp and W / dp are powers of two, W divides the global batch, a micro-batch
-// is whole pieces of it or a piece is whole micro-batches. TSR_ECONFIG says what would fit.
+// be dealt out so: V / tp and W / dp are powers of two, or tp and dp are 1; W divides the global
+// batch; a micro-batch is whole pieces of it (a power of two, or all that a rank has) or a piece is
+// whole micro-batches. TSR_ECONFIG says what would fit.
 int tsr_run_shards(const struct tsr_run *r, int64_t tp, int64_t dp, int *V, int *W);
 
 // Checks the layout against the number of ranks and sets *dp, which may be given or derived:

@@ -19,17 +19,16 @@ static void add_choice(struct choices *c, int64_t n) {
                                   c->at ? ", " : "", (long long)n);
 }
 
-// n, n/2, n/4, … down to the odd part, smallest first: the ranks that n pieces can be dealt to.
+// 1, and n, n/2, n/4, … down to the odd part, smallest first: the ranks that n pieces can be dealt
+// to.
 static void add_shares(struct choices *c, int64_t n) {
     int64_t odd = n;
     while (odd % 2 == 0)
         odd /= 2;
+    if (odd > 1)
+        add_choice(c, 1);
     for (; odd <= n; odd *= 2)
         add_choice(c, odd);
-}
-
-static bool deals_out(int64_t pieces, int64_t ranks) {
-    return pieces % ranks == 0 && tsr_is_pow2(pieces / ranks);
 }
 
 void tsr_run_pieces(const struct tsr_run *r, int64_t tp, int64_t dp, int64_t *V, int64_t *W) {
@@ -46,7 +45,7 @@ void tsr_run_pieces(const struct tsr_run *r, int64_t tp, int64_t dp, int64_t *V,
 
 static int check_shards(int64_t tp, int64_t V) {
     struct choices c = {0};
-    if (deals_out(V, tp))
+    if (tsr_pieces_deal(V, tp))
         return 0;
     add_shares(&c, V);
     int64_t fit = tp;
@@ -69,7 +68,7 @@ static int check_replicas(const struct tsr_run *r, int64_t dp, int64_t W) {
                         r->parallel.exact ? "parallel.virtual_replicas"
                                           : "one per data-parallel rank",
                         (long long)W);
-    if (dp == 0 || deals_out(W, dp))
+    if (dp == 0 || tsr_pieces_deal(W, dp))
         return 0;
     add_shares(&c, W);
     if (batch % dp == 0) {
@@ -88,9 +87,10 @@ static int check_replicas(const struct tsr_run *r, int64_t dp, int64_t W) {
                     (long long)dp, (long long)batch, c.text, (long long)dp);
 }
 
+// A micro-batch of several pieces is a subtree of a rank's: a power of two of them, or all.
 static bool micro_fits(int64_t micro, int64_t piece, int64_t share, int64_t pp) {
-    return share % micro == 0 && (piece % micro == 0 || micro % piece == 0) &&
-           share / micro % pp == 0;
+    bool whole = micro % piece == 0 && (micro == share || tsr_is_pow2(micro / piece));
+    return share % micro == 0 && (piece % micro == 0 || whole) && share / micro % pp == 0;
 }
 
 // Micro-batches of one rank, of `share` sequences in pieces; pp > 1: their number must be a

@@ -17,10 +17,11 @@ static bool in_slab(const struct tsr_param *p) {
     return p->sum == TSR_GRAD_MATRIX || p->sum == TSR_GRAD_TABLE;
 }
 
-// Adds the newest nodes of the stack together, as many times as the leaf has carries.
-static int merge(struct tsr_net *net, const struct tsr_param *p, int leaf) {
+// Adds the newest nodes of the stack together, as many times as the leaf has carries; after the
+// last leaf, until one is left.
+static int merge(struct tsr_net *net, const struct tsr_param *p, int leaf, bool last) {
     int top = tsr_tree_open(leaf);
-    for (int carries = tsr_tree_carries(leaf); carries > 0; carries--, top--) {
+    for (int adds = last ? top : tsr_tree_carries(leaf); adds > 0; adds--, top--) {
         float *older = tsr_net_grad(net, p, top - 1), *newer = tsr_net_grad(net, p, top);
         TSR_TRY(net->ctx->ops->add_f32(net->ctx, older, older, newer, (size_t)(p->rows * p->cols)));
     }
@@ -73,7 +74,7 @@ int tsr_grads_done(struct tsr_net *net, struct tsr_param *p, const struct tsr_ba
     if (!p || p->sum == TSR_GRAD_NONE)
         return 0;
     if (in_slab(p) && b->complete)
-        TSR_TRY(merge(net, p, b->leaf));
+        TSR_TRY(merge(net, p, b->leaf, last));
     if (!last)
         return 0;
     if (!in_slab(p))

@@ -58,10 +58,10 @@ static int place_mesh(struct tsr_mesh *mesh, const struct tsr_model *m, int V, i
     if (tp * pp != comm->world)
         return tsr_fail(TSR_EUSAGE, "--tp %d and --pp %d need %d ranks (mpirun -np %d), found %d",
                         tp, pp, tp * pp, tp * pp, comm->world);
-    if (V % tp != 0 || !tsr_is_pow2(V / tp))
+    if (!tsr_pieces_deal(V, tp))
         return tsr_fail(TSR_EUSAGE,
-                        "--tp %d does not fit the model's %d virtual shards: %d / tp must be a "
-                        "power of two",
+                        "--tp %d does not fit the model's %d virtual shards: tp must be 1, or %d / "
+                        "tp a power of two",
                         tp, V, V);
     if (tp > m->n_heads || pp > m->n_layers)
         return tsr_fail(TSR_EUSAGE, "%lld heads and %lld layers can't be dealt out to tp %d, pp %d",

@@ -3,7 +3,7 @@
 Each group trains one model once on a single rank and then over a pairwise covering array of layout,
 pipeline schedule, micro-batch size, sequence parallelism, recompute, threads and instruction set:
 for every two of these, every pair of their values that can occur together occurs in some case.
-Dropout is on everywhere.
+Dropout is on everywhere. What a run over three ranks wrote is also read by one.
 """
 import itertools
 import math
@@ -66,7 +66,7 @@ data:
   packing: {packing}
 train:
   steps: {steps}
-  global_batch: 16
+  global_batch: {batch}
   lr: 1.0e-2
   schedule: cosine
   warmup: 2
@@ -74,6 +74,7 @@ train:
   clip: 0.5
   eval_every: 2
   dropout: {{embedding: 0.1, attention: 0.1, residual: 0.1, ffn: 0.1}}
+parallel: {{virtual_shards: {shards}, virtual_replicas: {replicas}}}
 """
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2)]
@@ -82,7 +83,9 @@ ALL_LAYOUTS = "111 211 121 112 221 212 122 222 411 141 114 421 811 118"
 
 class Group:
     def __init__(self, model, n_layers, layouts, data="train.txt", packing="crossing", seq_len=20,
-                 micro_batches=(1, 2, 4, 8), threads=(1, 2), schedules=SCHEDULES):
+                 micro_batches=(1, 2, 4, 8), threads=(1, 2), schedules=SCHEDULES,
+                 batch=GLOBAL_BATCH, shards=0, replicas=0):
+        self.batch, self.shards, self.replicas = batch, shards, replicas
         self.model, self.n_layers, self.data, self.packing = model, n_layers, data, packing
         self.seq_len = seq_len
         self.factors = {
@@ -99,7 +102,7 @@ class Group:
         """What `tessera train` accepts (core/run_layout.c)."""
         _, pp, dp = case["layout"]
         schedule, chunks = case["schedule"]
-        share, micro = GLOBAL_BATCH // dp, case["micro_batch"]
+        share, micro = self.batch // dp, case["micro_batch"]
         if share % micro or pp * chunks > self.n_layers:
             return False
         return schedule != "interleaved" or share // micro % pp == 0
@@ -116,6 +119,10 @@ GROUPS = {
                      micro_batches=(1, 2), schedules=SCHEDULES[:2]),
     "odd-9-3": Group(ODD.format(hidden=36, heads=9, kv=3), 2, "211 411 221 412", seq_len=11,
                      micro_batches=(1, 4), schedules=SCHEDULES[:2]),
+    # Shards and replicas that three ranks can share, or one. A micro-batch of 4 is two replicas.
+    "three": Group(ODD.format(hidden=36, heads=9, kv=3).replace("layers: 2", "layers: 6"), 6,
+                   "111 311 131 113 321 123", seq_len=11, micro_batches=(1, 2, 4), batch=12,
+                   shards=6, replicas=6),
 }
 
 
@@ -178,11 +185,28 @@ def run_case(lab, run_file, case, run_dir):
     return lab.train(run_file, run_dir, overrides(case), n_ranks, case["cpu"])
 
 
+def tokens(lab, model, tp):
+    return lab.output(lab.command(tp, "generate", model, "--ids", "3,1,4", "-n", 8, "-t", 0,
+                                  "--ignore-eos", "--device", "cpu", "--tp", tp),
+                      laboratory.environment())
+
+
+def check_readers(lab, expected, group):
+    """The model, whatever its shards, on one rank and on several."""
+    tp = max(layout[0] for layout in group.factors["layout"])
+    model = laboratory.checkpoint(expected)
+    one, many = tokens(lab, model, 1), tokens(lab, model, tp)
+    if one != many:
+        raise Different(f"generate --tp {tp}: found {many}, one rank has {one}")
+
+
 def run_group(lab, name):
     group = GROUPS[name]
     lab.make_data()
     run_file = lab.write_run(name, RUN.format(model=group.model, data=group.data, steps=STEPS,
-                                              packing=group.packing, seq_len=group.seq_len))
+                                              packing=group.packing, seq_len=group.seq_len,
+                                              batch=group.batch, shards=group.shards,
+                                              replicas=group.replicas))
     chosen, feasible = covering_array(group)
     check_covering(group, chosen, feasible)
     n_all = len(chosen)
@@ -207,6 +231,7 @@ def run_group(lab, name):
             verdict = f"FAILED: {e}"
         row(i, case, time.monotonic() - begin, verdict)
         shutil.rmtree(lab.dir / "case", ignore_errors=True)
+    check_readers(lab, expected, group)
     return failures
 
 

@@ -62,7 +62,7 @@ static void numbers_that_span_fields(void **state) {
         {"parallel.schedule=interleaved", "at least 2 chunks, found 1"},
         {"parallel.tp=3", "tp can be 1, 2, 4, 8, or set parallel.virtual_shards to 12"},
         {"parallel.tp=16", "tp can be 1, 2, 4, 8, or set parallel.virtual_shards to 16"},
-        {"parallel={virtual_shards: 24, tp: 4}", "tp can be 3, 6, 12, 24,"},
+        {"parallel={virtual_shards: 24, tp: 4}", "tp can be 1, 3, 6, 12, 24,"},
         {"parallel.virtual_replicas=3", "make it a multiple of 3"},
         {"parallel.dp=3", "dp can be 1, 2, 4, 8, or make train.global_batch a multiple of 3"},
         {"{train: 1}=2", "unknown key"},
@@ -159,11 +159,19 @@ static void shards(void **state) {
     r.parallel.virtual_shards = 24;
     r.parallel.virtual_replicas = 12;
     for (int n = 1; n <= 24; n++) {
-        bool fits_tp = 24 % n == 0 && tsr_is_pow2(24 / n);
-        bool fits_dp = 12 % n == 0 && tsr_is_pow2(12 / n);
+        bool fits_tp = n == 1 || (24 % n == 0 && tsr_is_pow2(24 / n));
+        bool fits_dp = n == 1 || (12 % n == 0 && tsr_is_pow2(12 / n));
         assert_int_equal(tsr_run_shards(&r, n, 3, &V, &W) == 0, fits_tp);
         assert_int_equal(tsr_run_shards(&r, 3, n, &V, &W) == 0, fits_dp);
     }
+    static const int whole_subtrees[] = {1, 2, 4, 8, 16, 48};
+    for (int micro = 1, i = 0; micro <= 48; micro++) { // of 12 pieces of 4
+        bool fits = i < 6 && micro == whole_subtrees[i];
+        r.train.micro_batch = micro;
+        assert_int_equal(tsr_run_shards(&r, 3, 1, &V, &W) == 0, fits);
+        i += fits;
+    }
+    r.train.micro_batch = 1;
     r.parallel.exact = false;
     assert_int_equal(tsr_run_shards(&r, 5, 16, &V, &W), 0);
     assert_int_equal(V, 5);
