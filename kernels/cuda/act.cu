@@ -9,6 +9,10 @@
 #include "kernels/cuda/act.cuh"
 #include "kernels/cuda/launch.h"
 
+template <class T> DEVICE float not_far_below(float t) {
+    return far_below<T>(t) ? -60.0f : t;
+}
+
 // s + x s (1 - s) slope.
 DEVICE float sigmoid_slope(float x, float s, float slope) {
     return fmaf((x * slope) * s, 1.0f - s, s);

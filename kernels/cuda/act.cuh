@@ -17,14 +17,15 @@ template <class T> DEVICE float sigmoid(float t) {
     return divide_of<T>(1.0f, 1.0f + exp_of<T>(-t));
 }
 
-// fast_divide takes no more than 2^126 below the line, so for 16-bit elements e^-t stops growing
-// where x sigmoid(t) rounds to zero in any case.
-template <class T> DEVICE float not_far_below(float t) {
-    return sizeof(T) == 2 && t < -60.0f ? -60.0f : t;
+// fast_divide takes no more than 2^126 below the line, so for 16-bit elements e^-t must not grow
+// where sigmoid(t) is as good as zero.
+template <class T> DEVICE bool far_below(float t) {
+    return sizeof(T) == 2 && t < -60.0f;
 }
 
+// Far below: a zero whatever x is; of infinity NaN, as the twin has.
 template <class T> DEVICE float x_sigmoid(float x, float t) {
-    return divide_of<T>(x, 1.0f + exp_of<T>(-not_far_below<T>(t)));
+    return far_below<T>(t) ? x * 0.0f : divide_of<T>(x, 1.0f + exp_of<T>(-t));
 }
 
 template <class T, enum tsr_act ACT> DEVICE float act_of(float x) {
