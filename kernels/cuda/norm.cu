@@ -13,7 +13,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/math.cuh"
 
-enum { MOST_SHARED = 227 * 1024, COMFORTABLE_SHARED = 64 * 1024 };
+enum { COMFORTABLE_SHARED = 64 * 1024 };
 
 template <class T> struct norm_args {
     T *y;                  // (N, C)
@@ -185,8 +185,13 @@ template <class T> static int plan_rows(int c, int arrays, int *threads, size_t 
     size_t row = (size_t)stride_for<T>(c) * sizeof(T) * (size_t)arrays;
     *threads = 4 * row <= COMFORTABLE_SHARED ? 64 : 32;
     *bytes = row * (size_t)(*threads / 16) + 16 * (size_t)arrays;
-    if (*bytes > MOST_SHARED)
-        return tsr_fail(TSR_EUSAGE, "device: norm of rows of %d: they don't fit shared memory", c);
+    int most = 0;
+    TSR_TRY(max_shared_bytes(&most));
+    if (*bytes > (size_t)most)
+        return tsr_fail(TSR_EUSAGE,
+                        "device: a norm of rows of %d elements of %zu bytes needs %zu bytes of shared "
+                        "memory, a block of this device has at most %d",
+                        c, sizeof(T), *bytes, most);
     return 0;
 }
 

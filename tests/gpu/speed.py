@@ -62,9 +62,12 @@ def peers_run(gpu, name, *more):
 def peers(gpu):
     def test():
         try:
-            peers_run(gpu, "peers")
+            found = peers_run(gpu, "peers")
         finally:
             beside_peers(gpu)
+        for op in FLASH_BAR:  # without them nothing would be held against their bars
+            if f"{op} (flash)" not in found["peers_ms"] and not gpu.small:
+                raise Failed(f"PyTorch has no time of FlashAttention-2 for {op}")
 
     gpu.check("PyTorch's operations", test)
 

@@ -129,9 +129,22 @@ template <class T> static void test_long_columns(void **) {
     expect_same(db);
 }
 
+// Rows that shared memory can't hold: forward has one of them in place, backward two.
+static void test_refusals(void **) {
+    const float *x = simt::array<float>(1);
+    float *y = simt::array<float>(1);
+    for (int c : {30000, 15000}) {
+        int rc = c == 30000 ? tsr_cuda_rmsnorm(nullptr, TSR_DT_F32, y, y, x, x, 1e-5f, 1, c)
+                            : tsr_cuda_norm_bwd(nullptr, TSR_DT_F32, y, nullptr, x, x, x, nullptr,
+                                                x, 1, c);
+        assert_int_equal(rc, TSR_EUSAGE);
+        assert_non_null(strstr(tsr_error_text(), "a block of this device has at most "));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {TEST_TYPES(test_forward), TEST_TYPES(test_add_norm),
                                        TEST_TYPES(test_backward), TEST_TYPES(test_columns),
-                                       TEST_TYPES(test_long_columns)};
+                                       TEST_TYPES(test_long_columns), TEST(test_refusals)};
     return run_in_both_orders(tests);
 }
