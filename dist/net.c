@@ -39,7 +39,7 @@ static enum tsr_grad_sum sum_of(const struct tsr_tensor *t) {
     case TSR_T_UP_B:
         return TSR_GRAD_COLUMN;
     default:
-        return t->cols == 1 ? TSR_GRAD_TOKEN : TSR_GRAD_MATRIX;
+        return t->hf_ndim == 1 ? TSR_GRAD_TOKEN : TSR_GRAD_MATRIX; // one column is a matrix, too
     }
 }
 

@@ -15,7 +15,7 @@ struct held {
 };
 
 static bool is_token_sum(const struct tsr_tensor *t) {
-    return t->cols == 1 && t->split == TSR_SPLIT_NONE;
+    return t->hf_ndim == 1 && t->split == TSR_SPLIT_NONE;
 }
 
 static void count_held(struct held *h, const struct tsr_tensor_table *tt, const struct tsr_model *m,

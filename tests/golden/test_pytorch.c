@@ -144,6 +144,16 @@ static void test_gpt2(void **state) {
     check_model("gpt2");
 }
 
+static void test_gpt2_narrow(void **state) {
+    (void)state;
+    check_model("gpt2-narrow");
+}
+
+static void test_gpt1(void **state) {
+    (void)state;
+    check_model("gpt1");
+}
+
 static void test_llama_gqa(void **state) {
     (void)state;
     check_model("llama-gqa");
@@ -156,6 +166,8 @@ static void test_llama_tied(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_gpt2),
+                                       cmocka_unit_test(test_gpt2_narrow),
+                                       cmocka_unit_test(test_gpt1),
                                        cmocka_unit_test(test_llama_gqa),
                                        cmocka_unit_test(test_llama_tied)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,7 +15,7 @@ import sys
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OpenAIGPTConfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 STEPS, BATCH, T, VOCAB = 20, 4, 16, 101
@@ -25,6 +25,12 @@ COMMON = dict(vocab_size=VOCAB, bos_token_id=0, eos_token_id=0)
 MODELS = {
     "gpt2": GPT2Config(n_embd=40, n_layer=2, n_head=5, n_positions=32, resid_pdrop=0.0,
                        embd_pdrop=0.0, attn_pdrop=0.0, **COMMON),
+    # one FFN column: the second product's weight is a matrix that looks like a vector
+    "gpt2-narrow": GPT2Config(n_embd=15, n_layer=2, n_head=3, n_inner=1, n_positions=32,
+                              resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                              activation_function="gelu", tie_word_embeddings=False, **COMMON),
+    "gpt1": OpenAIGPTConfig(n_embd=24, n_layer=2, n_head=3, n_positions=32, resid_pdrop=0.0,
+                            embd_pdrop=0.0, attn_pdrop=0.0, vocab_size=VOCAB),
     "llama-gqa": LlamaConfig(hidden_size=48, intermediate_size=72, num_hidden_layers=2,
                              num_attention_heads=6, num_key_value_heads=2,
                              max_position_embeddings=64, tie_word_embeddings=False, **COMMON),
