@@ -36,6 +36,8 @@ struct tsr_model {
     bool tied;             // lm_head is the token embedding
     bool attn_bias;        // q, k, v and o have biases
     bool mlp_bias;         // gate/up/fc and down have biases
+    bool scores_unscaled;  // GPT-2: attention scores without 1/sqrt(D)
+    bool scores_by_layer;  // GPT-2: of layer l = 0, 1, ... divided by l + 1
     enum tsr_act act;
     enum tsr_position position;
     double norm_eps;

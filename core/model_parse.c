@@ -134,6 +134,14 @@ static int parse_position(const struct tsr_config *c, struct tsr_model *m) {
                     word ? word : "no string");
 }
 
+static int parse_gpt2_only(const struct tsr_config *c, struct tsr_model *m) {
+    bool scaled = true;
+    TSR_TRY(tsr_config_int(c, "n_inner", NULL, 1, MAX_WIDE, &m->ffn));
+    TSR_TRY(tsr_config_bool(c, "scale_attn_weights", &scaled));
+    m->scores_unscaled = !scaled;
+    return tsr_config_bool(c, "scale_attn_by_inverse_layer_idx", &m->scores_by_layer);
+}
+
 static int parse_sizes_gpt(const struct tsr_config *c, struct tsr_model *m) {
     TSR_TRY(tsr_config_int(c, "n_layer", "num_hidden_layers", 1, MAX_LAYERS, &m->n_layers));
     TSR_TRY(tsr_config_int(c, "n_embd", "hidden_size", 1, MAX_WIDTH, &m->hidden));
@@ -141,8 +149,8 @@ static int parse_sizes_gpt(const struct tsr_config *c, struct tsr_model *m) {
     TSR_TRY(tsr_config_int(c, "n_positions", "max_position_embeddings", 1, MAX_POSITIONS,
                            &m->max_positions));
     m->ffn = 4 * m->hidden;
-    if (m->arch == TSR_ARCH_GPT2) // OpenAIGPTConfig has no n_inner
-        TSR_TRY(tsr_config_int(c, "n_inner", NULL, 1, MAX_WIDE, &m->ffn));
+    if (m->arch == TSR_ARCH_GPT2) // OpenAIGPTConfig has none of these
+        TSR_TRY(parse_gpt2_only(c, m));
     if (m->hidden % m->n_heads != 0)
         return tsr_fail(TSR_EMODEL, "%s: n_head (%lld) must divide n_embd (%lld)", c->where,
                         (long long)m->n_heads, (long long)m->hidden);
@@ -235,7 +243,7 @@ static int parse_specials(const struct tsr_config *c, struct tsr_model *m) {
 
 static int parse_all(const struct tsr_config *c, struct tsr_model *m) {
     TSR_TRY(parse_arch(c, m));
-    TSR_TRY(tsr_config_refuse(c, m));
+    TSR_TRY(tsr_config_refuse(c));
     if (m->arch == TSR_ARCH_LLAMA) {
         set_llama_defaults(m);
         TSR_TRY(parse_sizes_llama(c, m));

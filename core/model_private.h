@@ -28,6 +28,6 @@ int tsr_config_bool(const struct tsr_config *c, const char *key, bool *out);
 int tsr_config_rope(const struct tsr_config *c, struct tsr_model *m);
 
 // Refuses, by name, each key that changes the mathematics in a way that isn't built.
-int tsr_config_refuse(const struct tsr_config *c, const struct tsr_model *m);
+int tsr_config_refuse(const struct tsr_config *c);
 
 #endif

@@ -12,7 +12,6 @@ static const char *const must_be_off[] = {
     "add_cross_attention",
     "is_encoder_decoder",
     "pruned_heads",
-    "scale_attn_by_inverse_layer_idx",
     "sliding_window",
     "attention_chunk_size",
     "attn_logit_softcapping",
@@ -78,7 +77,7 @@ static bool all_full_attention(const json_t *layers) {
     return json_is_array(layers);
 }
 
-int tsr_config_refuse(const struct tsr_config *c, const struct tsr_model *m) {
+int tsr_config_refuse(const struct tsr_config *c) {
     bool window_unused = json_is_false(json_object_get(c->object, "use_sliding_window"));
     for (size_t i = 0; i < sizeof must_be_off / sizeof must_be_off[0]; i++) {
         const json_t *v = json_object_get(c->object, must_be_off[i]);
@@ -94,9 +93,6 @@ int tsr_config_refuse(const struct tsr_config *c, const struct tsr_model *m) {
     const json_t *layers = json_object_get(c->object, "layer_types");
     if (layers && !all_full_attention(layers))
         return refuse(c, "layer_types");
-    // GPT-2 only: scores without 1/sqrt(D).
-    if (m->arch == TSR_ARCH_GPT2 && json_is_false(json_object_get(c->object, "scale_attn_weights")))
-        return refuse(c, "scale_attn_weights");
     return 0;
 }
 

@@ -26,6 +26,8 @@ int tsr_model_same(const struct tsr_model *a, const struct tsr_model *b, const c
     SAME_INT(tied)
     SAME_INT(attn_bias)
     SAME_INT(mlp_bias)
+    SAME_INT(scores_unscaled)
+    SAME_INT(scores_by_layer)
     SAME_INT(act)
     SAME_INT(position)
     SAME_INT(rope_scaling)

@@ -14,6 +14,12 @@ static struct tsr_dropout dropout_of(const struct tsr_net *net, float p,
                                 .key = tsr_rng_key(net->opt.seed, purpose, (uint32_t)layer, 0)};
 }
 
+// What attention scores are multiplied by: 1/sqrt(D), and what GPT-2's options make of it.
+static float score_scale(const struct tsr_model *m, int layer) {
+    double scale = m->scores_unscaled ? 1.0 : 1.0 / sqrt((double)m->head_dim);
+    return (float)(m->scores_by_layer ? scale / (layer + 1) : scale);
+}
+
 struct tsr_attn tsr_block_attn(const struct tsr_net *net, const struct tsr_batch *b, int layer,
                                bool training) {
     const struct tsr_model *m = net->m;
@@ -24,7 +30,7 @@ struct tsr_attn tsr_block_attn(const struct tsr_net *net, const struct tsr_batch
                              .nkv = nkv,
                              .group = (int)(m->n_heads / m->n_kv_heads),
                              .head_dim = D,
-                             .scale = (float)(1.0 / sqrt((double)D)),
+                             .scale = score_scale(m, layer),
                              .drop = dropout_of(net, net->opt.dropout.attention,
                                                 TSR_RNG_DROP_ATTENTION, layer, training),
                              .n_segs = b->n_segs,

@@ -109,7 +109,7 @@ struct tsr_dropout {
 struct tsr_attn {
     int q0, nq, kv0, nkv, group;
     int head_dim;
-    float scale; // 1/sqrt(D)
+    float scale; // of scores; 1/sqrt(D) in most models
     int window;  // keys within the last `window` positions; 0: all
     struct tsr_dropout drop;
     int n_segs;

@@ -149,6 +149,11 @@ static void test_gpt2_narrow(void **state) {
     check_model("gpt2-narrow");
 }
 
+static void test_gpt2_scores(void **state) {
+    (void)state;
+    check_model("gpt2-scores");
+}
+
 static void test_gpt1(void **state) {
     (void)state;
     check_model("gpt1");
@@ -165,10 +170,9 @@ static void test_llama_tied(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gpt2),
-                                       cmocka_unit_test(test_gpt2_narrow),
-                                       cmocka_unit_test(test_gpt1),
-                                       cmocka_unit_test(test_llama_gqa),
-                                       cmocka_unit_test(test_llama_tied)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gpt2),        cmocka_unit_test(test_gpt2_narrow),
+        cmocka_unit_test(test_gpt2_scores), cmocka_unit_test(test_gpt1),
+        cmocka_unit_test(test_llama_gqa),   cmocka_unit_test(test_llama_tied)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
