@@ -12,13 +12,13 @@
 #include "launcher/supervise_spawn.h"
 
 enum { MAX_QUICK_DEATHS = 5 };
-#define START_S      15.0 // until it says where it listens
-#define RECONNECT_S  0.2
-#define ASK_S        1.0 // between questions for the status
-#define JOINED_ASK_S 0.2
-#define END_S        3.0 // for it to end
-#define ALONE_S      2.0 // for the ranks to end after a coordinator that did in order
-#define QUICK_S      30.0
+#define START_S     15.0 // until it says where it listens
+#define RECONNECT_S 0.2
+#define ASK_S       1.0 // between questions for the status
+#define JOIN_ASK_S  0.2 // the same, until all ranks have joined
+#define END_S       3.0 // for it to end
+#define ALONE_S     2.0 // for the ranks to end after a coordinator that did in order
+#define QUICK_S     30.0
 
 // ---- what it says
 
@@ -26,6 +26,8 @@ static void tell_failure(struct tsr_super *s, const Tessera__Control__Failed *f)
     if (s->failed)
         return; // the others follow the first
     s->failed = s->joined = true;
+    s->failed_s = tsr_now();
+    s->failed_rank = f->rank;
     if (f->rank >= s->world) // the coordinator's own: a newer incarnation took over
         snprintf(s->cause, sizeof s->cause, "the run ends: %s", f->cause);
     else
@@ -35,6 +37,7 @@ static void tell_failure(struct tsr_super *s, const Tessera__Control__Failed *f)
 
 static void take_status(struct tsr_super *s, const Tessera__Control__Status *m) {
     size_t alive = 0;
+    tsr_super_ranks_status(s, m);
     for (size_t i = 0; i < m->n_ranks; i++)
         alive += m->ranks[i]->alive != 0;
     bool all_left = s->joined && m->n_ranks > 0 && alive == 0;
@@ -236,7 +239,7 @@ int tsr_super_coordinator_tend(struct tsr_super *s) {
         return start(s);
     }
     if (s->link)
-        say(s, s->joined ? ASK_S : JOINED_ASK_S);
+        say(s, s->all_joined ? ASK_S : JOIN_ASK_S);
     else if (now - s->link_s > RECONNECT_S)
         connect_link(s);
     return 0;

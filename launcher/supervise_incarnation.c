@@ -161,34 +161,52 @@ static bool has_failed(struct tsr_super *s) {
     return s->failed;
 }
 
+// Or nothing more will be said by mpirun.
+static bool is_known(struct tsr_super *s) {
+    return tsr_super_ranks_is_sure(s) || s->err_pipe < 0 || s->err_ended;
+}
+
 // Whether a rank that ended with this code has said why: it is one of ours.
 static bool explained(int code) {
     return code == 0 || (code >= 2 && code <= TSR_EXIT_INTERRUPTED) || code == TSR_EXIT_BUG;
 }
 
-// One line that names the culprit. Ranks die with mpirun: then it isn't the rank that the
-// coordinator missed first.
+// Its ranks die with mpirun, and the coordinator may have missed one of them before we hear of
+// mpirun's end: it is a zombie already then.
+static bool mpirun_died(struct tsr_super *s) {
+    const struct tsr_process *r = &s->ranks;
+    if (s->err_pipe >= 0 && !r->ended && !tsr_process_lives(r->pid))
+        tsr_super_wait(s, ranks_ended, GRACE_S);
+    return s->err_pipe >= 0 && r->ended && WIFSIGNALED(r->status);
+}
+
+// One line that names the culprit.
 static void tell_cause(struct tsr_super *s) {
     const struct tsr_process *r = &s->ranks;
-    bool mpirun = s->err_pipe >= 0 && r->ended && WIFSIGNALED(r->status);
+    bool mpirun = mpirun_died(s);
     bool unclear = r->ended && tsr_process_code(r) > TSR_EXIT_INTERRUPTED;
     if (unclear && !mpirun)
         tsr_super_wait(s, has_failed, GRACE_S);
+    if (unclear && !mpirun && !s->failed)
+        tsr_super_wait(s, is_known, GRACE_S);
+    bool silent = r->ended && explained(tsr_process_code(r)); // what failed has said so itself
     if (mpirun)
         tsr_warn("mpirun was ended by signal %d (%s)", WTERMSIG(r->status),
                  strsignal(WTERMSIG(r->status)));
-    else if (s->failed)
+    else if (silent ? s->failed : tsr_super_ranks_name(s))
         tsr_warn("%s", s->cause);
-    else if (!s->joined && r->ended && !explained(tsr_process_code(r)))
+    else if (!s->joined && r->ended && !silent)
         tsr_warn("the ranks ended before one of them reached the coordinator");
 }
 
 static int watch(struct tsr_super *s, const struct tsr_layout3 *l) {
+    TSR_TRY(tsr_super_ranks_open(s));
     TSR_TRY(tsr_super_coordinator_start(s));
     TSR_TRY(start_ranks(s, l));
     while (!is_over(s)) {
         TSR_TRY(tsr_super_coordinator_tend(s));
         tsr_super_turn(s);
+        tsr_super_ranks_look(s);
     }
     tell_cause(s);
     return 0;
@@ -204,6 +222,7 @@ int tsr_super_incarnation(struct tsr_super *s, const struct tsr_layout3 *l, int 
     else
         snprintf(why, sizeof why, "%s", tsr_error_text());
     bool ended = s->ranks.ended;
+    tsr_super_ranks_close(s);
     end_all(s, rc == 0 && ended && (*code == 0 || *code == TSR_EXIT_INTERRUPTED));
     if (rc == 0 && s->failed && !ended)
         *code = code_of_failure(s);

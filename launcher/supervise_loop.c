@@ -117,8 +117,10 @@ static void write_pending(struct tsr_super *s) {
 }
 
 static void log_paragraphs(struct tsr_super *s) {
-    if (s->paragraphs.len > 0)
-        tsr_log_file(TSR_LOG_INFO, "mpirun: %s", s->paragraphs.data);
+    if (s->paragraphs.len == 0)
+        return;
+    tsr_super_ranks_hear(s, s->paragraphs.data);
+    tsr_log_file(TSR_LOG_INFO, "mpirun: %s", s->paragraphs.data);
     s->paragraphs.len = 0;
 }
 

@@ -62,6 +62,14 @@ struct tsr_super {
     bool all_left;  // all were, and none is there any more
     double all_left_s;
 
+    // What can be seen of its ranks from outside, when they are on this machine.
+    struct tsr_rank_seen *seen;               // (world)
+    int64_t n_seen, first_ended, failed_rank; // -1: none
+    double looked_s, first_ended_s, failed_s;
+    char first_host[TSR_HOST_NAME];
+    bool first_is_sure; // it was not one of several that were found together
+    bool all_joined;    // the coordinator knows all of them
+
     // Standard error of the ranks, when mpirun stands between.
     uv_poll_t err_poll;
     int err_pipe; // or -1
@@ -102,6 +110,21 @@ int tsr_super_own_address(struct tsr_super *s, char out[static TSR_HOST_MAX]);
 // Runs the ranks once in layout `l`, until they ended and none of their processes is left. *code is
 // how it ended.
 int tsr_super_incarnation(struct tsr_super *s, const struct tsr_layout3 *l, int *code);
+
+// ---- supervise_ranks.c
+int tsr_super_ranks_open(struct tsr_super *s);
+void tsr_super_ranks_close(struct tsr_super *s);
+// What mpirun says of one that ended.
+void tsr_super_ranks_hear(struct tsr_super *s, const char *paragraph);
+// What the coordinator says of them.
+void tsr_super_ranks_status(struct tsr_super *s, const Tessera__Control__Status *m);
+// To be called often. Sets `failed` when a rank ended that the coordinator doesn't know, and mpirun
+// does not notice.
+void tsr_super_ranks_look(struct tsr_super *s);
+// Whether it is known which rank ended first.
+bool tsr_super_ranks_is_sure(const struct tsr_super *s);
+// Whether a rank that failed is known: `cause` says which.
+bool tsr_super_ranks_name(struct tsr_super *s);
 
 // ---- supervise_folder.c
 int tsr_super_lock(struct tsr_super *s);

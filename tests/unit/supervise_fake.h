@@ -7,6 +7,7 @@
 //   report     the coordinator says that rank 0 failed
 //   nocoord    the coordinator ends by SIGKILL, once
 //   orphan     starts a process in a session of its own that stays
+//   freeze     stops mpirun by SIGSTOP
 //   hang       does nothing until the coordinator was told Stop, then exits with 5
 // All processes leave their pid in RUN_DIR/pids.
 #ifndef TSR_TESTS_SUPERVISE_FAKE_H
@@ -200,6 +201,8 @@ static inline void do_word(const char *dir, const char *word) {
         raise(SIGKILL);
     } else if (strcmp(word, "report") == 0 || strcmp(word, "nocoord") == 0) {
         append(dir, word, "");
+    } else if (strcmp(word, "freeze") == 0) {
+        kill(getppid(), SIGSTOP);
     } else if (strcmp(word, "orphan") == 0) {
         if (fork() == 0) {
             setsid();

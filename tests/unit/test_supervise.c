@@ -170,6 +170,7 @@ static void test_gives_up(void **state) {
     (void)state;
     struct outcome o = run_script("sleep=0.3 kill", 4, 4);
     assert_says(&o, "gave up after 3 restarts without a new checkpoint");
+    assert_says(&o, "failed: its process ended; start, collective 0, step 0");
     assert_true(o.seconds > 0.2 + 0.4 + 0.8);
     forget(&o);
 }
@@ -192,9 +193,25 @@ static void test_elastic(void **state) {
                                   "parallel.tp=1 parallel.pp=1 parallel.dp=1 3\n");
     assert_non_null(strstr(o.err, "a line of the rank\n"));
     assert_null(strstr(o.err, "mpirun noticed")); // in log.jsonl instead
+    assert_says(&o, "warn  rank 0 on ");
+    assert_says(&o, "failed: its process ended; start, collective 0, step 0");
     char *log = slurp("log.jsonl");
     assert_non_null(strstr(log, "mpirun noticed that process rank 0"));
     free(log);
+    assert_all_gone(0.0);
+    forget(&o);
+}
+
+// A rank that ends before the coordinator knows it, while mpirun doesn't notice.
+static void test_vanished(void **state) {
+    (void)state;
+    double began = tsr_now();
+    struct outcome o = finish(start("freeze sleep=0.3 kill\nexit=3", NULL, 2), began);
+    assert_int_equal(o.code, 3);
+    assert_says(&o, "warn  rank 0 on ");
+    assert_says(&o, "failed: its process ended; start, collective 0, step 0");
+    assert_says(&o, "exit code 4: restart 1 of at most 3");
+    assert_true(o.seconds < 20.0);
     assert_all_gone(0.0);
     forget(&o);
 }
@@ -303,17 +320,10 @@ int main(int argc, char **argv) {
         return fake_rank(argc, argv);
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, scratch_teardown)
     const struct CMUnitTest tests[] = {
-        CASE(test_final_codes),
-        CASE(test_restarts),
-        CASE(test_gives_up),
-        CASE(test_bug),
-        CASE(test_elastic),
-        CASE(test_failed),
-        CASE(test_coordinator_dies),
-        CASE(test_orphan),
-        CASE(test_stop),
-        CASE(test_stop_at_once),
-        CASE(test_killed),
+        CASE(test_final_codes), CASE(test_restarts),         CASE(test_gives_up),
+        CASE(test_bug),         CASE(test_elastic),          CASE(test_vanished),
+        CASE(test_failed),      CASE(test_coordinator_dies), CASE(test_orphan),
+        CASE(test_stop),        CASE(test_stop_at_once),     CASE(test_killed),
         CASE(test_only_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
