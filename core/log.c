@@ -8,7 +8,9 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -20,19 +22,29 @@ static const char *const LEVEL_COLOUR[] = {"\033[2m", "\033[32m", "\033[33m", "\
 static struct {
     int rank, world;
     char host[64];
-    atomic_int level; // -1: not chosen yet
-    atomic_int fd;    // of log.jsonl, or -1
-    atomic_bool bar;  // a progress bar stands on the terminal's last line
-    atomic_bool lost; // said that log.jsonl can't be written
+    atomic_int level;   // -1: not chosen yet
+    atomic_int fd;      // of log.jsonl, or -1
+    atomic_bool bar;    // a progress bar stands on the terminal's last line
+    atomic_bool lost;   // said that log.jsonl can't be written
+    atomic_bool shared; // others write to the same terminal: see tsr_log_share
     bool tty, colour;
 } g = {.world = 1, .level = -1, .fd = -1};
 
+static const char SHARED[] = "TESSERA_TERMINAL"; // columns of the terminal where all this ends up
+
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+int tsr_log_shared_columns(void) {
+    const char *text = getenv(SHARED);
+    return text ? atoi(text) : 0;
+}
 
 static void start(void) {
     const char *term = getenv("TERM"), *no_colour = getenv("NO_COLOR");
-    g.tty = isatty(STDERR_FILENO) == 1;
-    g.colour = g.tty && !(no_colour && no_colour[0]) && !(term && strcmp(term, "dumb") == 0);
+    bool dumb = term && strcmp(term, "dumb") == 0;
+    atomic_store(&g.shared, tsr_log_shared_columns() > 0);
+    g.tty = atomic_load(&g.shared) || (isatty(STDERR_FILENO) == 1 && !dumb);
+    g.colour = g.tty && !dumb && !(no_colour && no_colour[0]);
     if (g.host[0] == 0 && gethostname(g.host, sizeof g.host) == 0)
         g.host[sizeof g.host - 1] = 0;
     if (atomic_load(&g.level) >= 0)
@@ -83,6 +95,17 @@ bool tsr_log_is_tty(void) {
     return g.tty;
 }
 
+void tsr_log_share(void) {
+    struct winsize w;
+    char columns[16];
+    if (!tsr_log_is_tty() || atomic_load(&g.shared))
+        return;
+    bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0;
+    snprintf(columns, sizeof columns, "%d", known ? w.ws_col : 80);
+    if (setenv(SHARED, columns, 1) == 0)
+        atomic_store(&g.shared, true);
+}
+
 // mpirun may hand its ranks a non-blocking standard error: wait a little rather than lose text.
 static void write_stderr(const char *s, size_t n) {
     while (n > 0) {
@@ -107,7 +130,9 @@ void tsr_log_bar(const char *line) {
     if (!g.tty)
         return;
     struct tsr_buf b = {0};
-    if (tsr_buf_printf(&b, "\r%s\033[K", line) == 0)
+    // What somebody else writes next then stands at the beginning of a line.
+    const char *back = atomic_load(&g.shared) ? "\r" : "";
+    if (tsr_buf_printf(&b, "\r%s\033[K%s", line, back) == 0)
         write_stderr(b.data, b.len);
     tsr_buf_free(&b);
     atomic_store(&g.bar, line[0] != 0);
@@ -185,7 +210,8 @@ static void write_human(enum tsr_log_level level, const struct timespec *now, co
     if (g.world > 1)
         snprintf(who, sizeof who, "[rank %d %s] ", g.rank, g.host);
     struct tsr_buf b = {0};
-    bool wipe = atomic_load(&g.bar); // the bar is drawn again at its next update
+    // The bar is drawn again at its next update.
+    bool wipe = atomic_load(&g.bar) || atomic_load(&g.shared);
     if (tsr_buf_printf(&b, "%s%02d:%02d:%02d %s%-5s%s %s%s\n", wipe ? "\r\033[K" : "", tm.tm_hour,
                        tm.tm_min, tm.tm_sec, g.colour ? LEVEL_COLOUR[level] : "", LEVEL_NAME[level],
                        g.colour ? "\033[0m" : "", who, msg) == 0)

@@ -32,6 +32,15 @@ __attribute__((format(printf, 2, 3))) void tsr_log_file(enum tsr_log_level level
 // True when stderr is a terminal: progress bars and colours are for terminals only.
 bool tsr_log_is_tty(void);
 
+// Several processes write to this terminal, some through pipes: from now on each line of this
+// process and of those that it starts wipes what somebody's bar left there. They are told by the
+// environment (TESSERA_TERMINAL), take standard error for a terminal and draw bars and colours.
+// Does nothing when stderr is no terminal. To be called before threads are started.
+void tsr_log_share(void);
+
+// Columns of a terminal that is shared in this way, or 0.
+int tsr_log_shared_columns(void);
+
 // Draws `line` on the terminal's last line in place of what tsr_log_bar drew before; "" wipes it.
 // A log line that comes between wipes it first. Does nothing when stderr is no terminal.
 void tsr_log_bar(const char *line);

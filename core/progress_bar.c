@@ -7,7 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { BAR_CELLS = 24, LINE_MAX_BYTES = 512 };
+enum { BAR_CELLS = 24, MIN_CELLS = 5, LINE_MAX_BYTES = 512 };
 static const double REDRAW_S = 0.1, LOG_S = 5.0;
 
 // "12.3 MB" for bytes; "800 steps" and, once that gets long, "1.25M tokens" for the rest.
@@ -22,7 +22,7 @@ static void amount(char out[static 48], double v, const char *unit) {
     if (bytes)
         snprintf(out, 48, "%.*f %sB", digits, v, PREFIX[p]);
     else
-        snprintf(out, 48, "%.*f%s %.24s", digits, v, PREFIX[p], unit);
+        snprintf(out, 48, "%.*f%s%s%.24s", digits, v, PREFIX[p], unit[0] ? " " : "", unit);
 }
 
 static void duration(char out[static 32], double s) {
@@ -35,48 +35,66 @@ static void duration(char out[static 32], double s) {
         snprintf(out, 32, "%d:%02d", t / 60, t % 60);
 }
 
-// Columns of the terminal; a line as wide as that would wrap and could not be redrawn.
+// Columns that a line may have: one as wide as the terminal would wrap and could not be redrawn.
 static size_t columns(void) {
-    struct winsize w;
-    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &w) < 0 || w.ws_col < 20)
-        return 79;
-    return w.ws_col - 1u < LINE_MAX_BYTES - 1u ? w.ws_col - 1u : LINE_MAX_BYTES - 1u;
+    struct winsize w = {0};
+    size_t n = 0;
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0)
+        n = w.ws_col;
+    else if (tsr_log_shared_columns() > 0)
+        n = (size_t)tsr_log_shared_columns();
+    if (n < 20)
+        n = 80;
+    return n - 1 < LINE_MAX_BYTES - 1 ? n - 1 : LINE_MAX_BYTES - 1;
 }
 
-static void cells(char out[static BAR_CELLS + 3], double fraction) {
-    int full = (int)(fraction * BAR_CELLS);
+// "[=====>    ] " in `n` columns, or nothing when there is too little room for one.
+static void graph(char out[static BAR_CELLS + 4], size_t n, double fraction) {
+    out[0] = 0;
+    if (n < MIN_CELLS + 3)
+        return;
+    int cells = n < BAR_CELLS + 3 ? (int)n - 3 : BAR_CELLS, full = (int)(fraction * cells);
     out[0] = '[';
-    for (int i = 0; i < BAR_CELLS; i++)
+    for (int i = 0; i < cells; i++)
         out[1 + i] = i < full ? '=' : i == full ? '>' : ' ';
-    memcpy(out + 1 + BAR_CELLS, "]", 2);
+    memcpy(out + 1 + cells, "] ", 3);
+}
+
+// What stands beside the bar: "54%  60 of 110 steps  2.5/s  ETA 0:20".
+static void numbers(char *out, size_t size, const struct tsr_bar *bar, double per_s) {
+    char done[48], total[48], rate[48], left[32] = "?";
+    bool bytes = strcmp(bar->unit, "B") == 0;
+    amount(done, (double)bar->done, bytes ? bar->unit : "");
+    amount(rate, per_s, bytes || bar->total == 0 ? bar->unit : "");
+    if (bar->total == 0) {
+        amount(done, (double)bar->done, bar->unit);
+        snprintf(out, size, " %s  %s/s", done, rate);
+        return;
+    }
+    amount(total, (double)bar->total, bar->unit);
+    if (per_s > 0)
+        duration(left, (double)(bar->total - bar->done) / per_s);
+    snprintf(out, size, "%3d%%  %s of %s  %s/s  ETA %s",
+             (int)(100 * ((double)bar->done / (double)bar->total)), done, total, rate, left);
 }
 
 static void show(const struct tsr_bar *bar, double now, const char *extra) {
-    char line[LINE_MAX_BYTES], done[48], total[48], rate[48], left[32], graph[BAR_CELLS + 3];
+    char line[LINE_MAX_BYTES], beside[LINE_MAX_BYTES / 2], picture[BAR_CELLS + 4] = "";
     double elapsed = now - bar->began_s;
     double per_s = elapsed > 0 ? (double)(bar->done - bar->first) / elapsed : 0;
-    amount(done, (double)bar->done, bar->unit);
-    amount(rate, per_s, bar->unit);
     const char *gap = extra && extra[0] ? "  " : "";
+    bool tty = tsr_log_is_tty();
     extra = extra ? extra : "";
-    if (bar->total == 0) {
-        snprintf(line, sizeof line, "%s  %s  %s/s%s%s", bar->label, done, rate, gap, extra);
-    } else {
-        double fraction = (double)bar->done / (double)bar->total;
-        amount(total, (double)bar->total, bar->unit);
-        snprintf(left, sizeof left, "?");
-        if (per_s > 0)
-            duration(left, (double)(bar->total - bar->done) / per_s);
-        cells(graph, fraction);
-        snprintf(line, sizeof line, "%s %s%s%3d%%  %s of %s  %s/s  ETA %s%s%s", bar->label,
-                 tsr_log_is_tty() ? graph : "", tsr_log_is_tty() ? " " : "", (int)(100 * fraction),
-                 done, total, rate, left, gap, extra);
-    }
-    if (!tsr_log_is_tty()) {
+    numbers(beside, sizeof beside, bar, per_s);
+    size_t width = tty ? columns() : 0;
+    size_t used = strlen(bar->label) + 1 + strlen(beside) + strlen(gap) + strlen(extra);
+    if (bar->total > 0 && used < width)
+        graph(picture, width - used, (double)bar->done / (double)bar->total);
+    snprintf(line, sizeof line, "%s %s%s%s%s", bar->label, picture, beside, gap, extra);
+    if (!tty) {
         tsr_info("%s", line);
         return;
     }
-    size_t width = columns();
     if (strlen(line) > width)
         line[width] = 0;
     tsr_log_bar(line);

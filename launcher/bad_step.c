@@ -49,7 +49,7 @@ static int restart_reports(struct tsr_training *tr) {
         return 0;
     tsr_metrics_close(&tr->metrics);
     TSR_TRY(tsr_metrics_open(&tr->metrics, r->run.dir, tr->trainer.step));
-    tsr_bar_begin(&tr->bar, "train", "step", (uint64_t)tr->trainer.step, (uint64_t)r->train.steps);
+    tsr_bar_begin(&tr->bar, "train", "steps", (uint64_t)tr->trainer.step, (uint64_t)r->train.steps);
     return 0;
 }
 

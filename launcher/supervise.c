@@ -182,6 +182,7 @@ int tsr_supervise(const struct tsr_supervise_opt *opt) {
     s->opt = opt;
     s->lock = s->err_pipe = s->ready_pipe = -1;
     signal(SIGPIPE, SIG_IGN);
+    tsr_log_share();
     int rc = prepare(s);
     if (rc == 0)
         rc = run_all(s);

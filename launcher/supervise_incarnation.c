@@ -134,6 +134,7 @@ static void end_all(struct tsr_super *s, bool in_order) {
             break; // the epoch keeps them from doing harm
     }
     tsr_super_forward_end(s);
+    tsr_log_bar(""); // of a rank that was killed
     tsr_super_coordinator_end(s, in_order);
 }
 

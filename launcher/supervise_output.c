@@ -10,6 +10,13 @@ void tsr_noise_free(struct tsr_noise *f) {
     *f = (struct tsr_noise){0};
 }
 
+// The first end of a line: a bar on a terminal goes back to the beginning of its own.
+static const char *line_end(const char *s, size_t n) {
+    const char *newline = memchr(s, '\n', n);
+    const char *back = memchr(s, '\r', newline ? (size_t)(newline - s) : n);
+    return back ? back : newline;
+}
+
 static bool contains_any(const char *text, size_t n, const char *const *phrases) {
     for (; *phrases; phrases++)
         if (memmem(text, n, *phrases, strlen(*phrases)))
@@ -51,7 +58,7 @@ enum what { PASS, HOLD, DROP };
 
 // What the held bytes are, which begin at the beginning of a line: the first *n of them.
 static enum what judge(const struct tsr_buf *held, size_t *n) {
-    const char *s = held->data, *newline = memchr(s, '\n', held->len);
+    const char *s = held->data, *newline = line_end(s, held->len);
     size_t line = newline ? (size_t)(newline - s) + 1 : held->len;
     *n = line;
     if (!newline && s[0] == '[')
@@ -89,13 +96,13 @@ static int settle(struct tsr_noise *f, double now_s, bool all, struct tsr_buf *o
         size_t n;
         enum what what = f->in_line ? PASS : judge(&f->held, &n);
         if (f->in_line) { // the rest of a line whose beginning was passed on
-            const char *newline = memchr(f->held.data, '\n', f->held.len);
+            const char *newline = line_end(f->held.data, f->held.len);
             n = newline ? (size_t)(newline - f->held.data) + 1 : f->held.len;
         }
         if (what == HOLD && !all && f->held.len < TSR_NOISE_BYTES)
             return 0;
         if (what != DROP)
-            f->in_line = f->held.data[n - 1] != '\n';
+            f->in_line = f->held.data[n - 1] != '\n' && f->held.data[n - 1] != '\r';
         TSR_TRY(take(f, n, what == DROP ? noise : out));
         f->held_s = now_s;
     }

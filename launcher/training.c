@@ -187,7 +187,7 @@ static int open_reports(struct tsr_training *tr) {
     tsr_info("%s: %.1f M parameters, %d x %d x %d ranks (tp, pp, dp), %s", j->run.run.name,
              (double)tsr_model_n_params(&j->model) * 1e-6, j->mesh.tp, j->mesh.pp, j->mesh.dp,
              j->ctx.ops->describe(&j->ctx));
-    tsr_bar_begin(&tr->bar, "train", "step", (uint64_t)tr->trainer.step,
+    tsr_bar_begin(&tr->bar, "train", "steps", (uint64_t)tr->trainer.step,
                   (uint64_t)j->run.train.steps);
     return 0;
 }

@@ -235,9 +235,8 @@ static void test_bar_without_terminal(void **state) {
     (void)state;
     tsr_log_identity(0, 1, "here");
     in_child(out, sizeof out, 0, NULL, run_bar);
-    assert_non_null(
-        strstr(out, "steps  54%  60 steps of 110 steps  2.50 steps/s  ETA 0:20  loss 4.5\n"));
-    assert_non_null(strstr(out, "steps 100%  110 steps of 110 steps"));
+    assert_non_null(strstr(out, "steps  54%  60 of 110 steps  2.50/s  ETA 0:20  loss 4.5\n"));
+    assert_non_null(strstr(out, "steps 100%  110 of 110 steps"));
     assert_non_null(strstr(out, "steps: 100 steps in 0:20 ("));
     assert_null(strstr(out, "too soon"));
     assert_null(strchr(out, '\r'));
@@ -250,8 +249,11 @@ static void test_bar_on_terminal(void **state) {
     char out[4096];
     (void)state;
     in_child(out, sizeof out, 1, NULL, run_bar);
-    char *bar = strstr(out, "\rsteps [=============>          ]  54%  60 steps of");
+    // 60 columns: the numbers come first, and what they leave is the graph's.
+    assert_non_null(strstr(out, "\rsteps  54%  60 of 110 steps  2.50/s  ETA 0:20  loss 4.5\033[K"));
+    char *bar = strstr(out, "\rsteps [====");
     assert_non_null(bar);
+    assert_non_null(strstr(bar, "] 100%  110 of 110 steps"));
     char *end = strstr(bar, "\033[K");
     assert_non_null(end);
     assert_true(end - bar <= 60);             // the carriage return and at most 59 of 60 columns
@@ -260,13 +262,45 @@ static void test_bar_on_terminal(void **state) {
     assert_non_null(strstr(out, "steps: 100 steps in 0:20"));
 }
 
+static void share_and_say(void) {
+    tsr_log_share();
+    tsr_info("first");
+    tsr_info("second");
+}
+
+// Somebody else's bar may stand before each line.
+static void test_shared_terminal(void **state) {
+    char out[4096];
+    (void)state;
+    in_child(out, sizeof out, 1, NULL, share_and_say);
+    assert_memory_equal(out, "\r\033[K", 4);
+    assert_non_null(strstr(out, "first\r\n\r\033[K"));
+    in_child(out, sizeof out, 0, NULL, share_and_say);
+    assert_null(strchr(out, '\033'));
+    // A rank behind a pipe: the terminal has 61 columns.
+    in_child(out, sizeof out, 0, "TESSERA_TERMINAL=61", run_bar);
+    assert_non_null(
+        strstr(out, "\rsteps  54%  60 of 110 steps  2.50/s  ETA 0:20  loss 4.5\033[K\r"));
+    assert_non_null(strstr(out, "\r\033[K"));
+    assert_non_null(strstr(out, "\033[32minfo \033[0m between\n"));
+    in_child(out, sizeof out, 0, "TERM=dumb", run_bar);
+    assert_null(strchr(out, '\033'));
+    in_child(out, sizeof out, 1, "TERM=dumb", run_bar);
+    assert_null(strchr(out, '\033'));
+}
+
 int main(void) {
     // Children first: what the log finds out about standard error it finds out once a process.
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bar_without_terminal), cmocka_unit_test(test_bar_on_terminal),
-        cmocka_unit_test(test_human_line),           cmocka_unit_test(test_levels),
-        cmocka_unit_test(test_terminal_colours),     cmocka_unit_test(test_long_message),
-        cmocka_unit_test(test_json_lines),           cmocka_unit_test(test_lines_stay_whole),
+        cmocka_unit_test(test_bar_without_terminal),
+        cmocka_unit_test(test_bar_on_terminal),
+        cmocka_unit_test(test_shared_terminal),
+        cmocka_unit_test(test_human_line),
+        cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_terminal_colours),
+        cmocka_unit_test(test_long_message),
+        cmocka_unit_test(test_json_lines),
+        cmocka_unit_test(test_lines_stay_whole),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -195,6 +195,7 @@ static void test_filter(void **state) {
         {"text " NOTICE, "text " NOTICE, ""}, // in the middle of a line it is nobody's paragraph
         {DASHES, DASHES, ""},
         {"\r 10% [===", "\r 10% [===", ""},
+        {"\r 10%\033[K\r" NOTICE "x", "\r 10%\033[K\rx", NOTICE}, // a bar is no line
         {"", "", ""},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
