@@ -2,67 +2,46 @@
 // borders, of whole pages and ends, of O_DIRECT and page cache, the files are the same, and so are
 // the digests that were made on the way. The test stands between the writer and the kernel.
 #include "tests/unit/checkpoint_support.h"
+#include "tests/unit/direct_support.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #include "core/checkpoint_private.h"
 
 // ---- the kernel, as it may be
 
 static struct {
-    bool no_direct_open;            // EINVAL, as file systems without O_DIRECT answer
-    int direct_writes_until_einval; // then EINVAL; -1: never
-    int short_every;                // every n-th write moves less; 0: never
-    int interrupted_every;          // every n-th one is interrupted first
-    long fail_at;                   // number of the write that fails for good with ENOSPC; 0: none
-    _Atomic long n_writes;          // seen
-    _Atomic long n_direct, n_direct_bytes; // that succeeded
-    _Atomic long n_unaligned;              // direct ones that no disk would take
-} kernel;
+    int direct_until_einval; // direct ones, then EINVAL; -1: never
+    long full_at;            // number of the call from which on the disk is full; 0: never
+    _Atomic long n_direct_bytes;
+} writes;
 
 static void reset_kernel(void) {
     memset(&kernel, 0, sizeof kernel);
-    kernel.direct_writes_until_einval = -1;
-}
-
-int open(const char *path, int flags, ...) {
-    va_list ap;
-    va_start(ap, flags);
-    int mode = flags & O_CREAT ? va_arg(ap, int) : 0;
-    va_end(ap);
-    if ((flags & O_DIRECT) && kernel.no_direct_open) {
-        errno = EINVAL;
-        return -1;
-    }
-    return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    memset(&writes, 0, sizeof writes);
+    writes.direct_until_einval = -1;
 }
 
 ssize_t pwrite(int fd, const void *buf, size_t n, off_t offset) {
-    bool direct = (fcntl(fd, F_GETFL) & O_DIRECT) != 0;
-    long k = ++kernel.n_writes;
-    if (kernel.fail_at > 0 && k >= kernel.fail_at) {
+    bool direct = is_direct(fd);
+    long k = count_call(direct, buf, n, offset);
+    if (writes.full_at > 0 && k >= writes.full_at) {
         errno = ENOSPC;
         return -1;
     }
-    if (kernel.interrupted_every > 0 && k % kernel.interrupted_every == 0) {
+    if (is_due(k, kernel.interrupted_every)) {
         errno = EINTR;
         return -1;
     }
-    if (direct && kernel.direct_writes_until_einval >= 0 &&
-        kernel.n_direct >= kernel.direct_writes_until_einval) {
+    if (direct && writes.direct_until_einval >= 0 &&
+        kernel.n_direct >= writes.direct_until_einval) {
         errno = EINVAL;
         return -1;
     }
-    if (direct && ((uintptr_t)buf % 4096 != 0 || n % 4096 != 0 || offset % 4096 != 0))
-        kernel.n_unaligned++;
-    if (kernel.short_every > 0 && k % kernel.short_every == 0 && n > 4096)
-        n = n / 4096 * 4096 - (direct ? 4096 : 1000);
+    if (is_due(k, kernel.short_every) && n > DISK_BLOCK)
+        n = n / DISK_BLOCK * DISK_BLOCK - (direct ? DISK_BLOCK : 1000);
     ssize_t done = n > 0 ? (ssize_t)syscall(SYS_pwrite64, fd, buf, n, offset) : 0;
     if (direct && done > 0) {
         kernel.n_direct++;
-        kernel.n_direct_bytes += done;
+        writes.n_direct_bytes += done;
     }
     return done;
 }
@@ -283,9 +262,9 @@ static void save_in_order(bool direct) {
     check_files(c, &g);
     uint64_t n_bytes = c->files[0].size + c->files[1].size + c->files[2].size;
     if (direct)
-        assert_true((uint64_t)kernel.n_direct_bytes > n_bytes - 6 * 4096);
+        assert_true((uint64_t)writes.n_direct_bytes > n_bytes - 6 * 4096);
     else
-        assert_int_equal(kernel.n_direct_bytes, 0);
+        assert_int_equal(writes.n_direct_bytes, 0);
     free_gathered(&g);
     expect_ok(tsr_checkpoint_abort(c));
     tsr_checkpoint_close(c);
@@ -316,7 +295,7 @@ static void test_shares(void **state) {
         reset_kernel();
         uint64_t n_small = save(n_ranks, SHARED, 500 + (uint64_t)n_ranks);
         assert_int_equal(n_small, 3); // config.json, the index, state.json
-        assert_true(kernel.n_direct_bytes > 8 << 20);
+        assert_true(writes.n_direct_bytes > 8 << 20);
     }
 }
 
@@ -331,7 +310,7 @@ static void test_refused_later(void **state) {
     (void)state;
     for (int n = 0; n < 4; n++) {
         reset_kernel();
-        kernel.direct_writes_until_einval = n;
+        writes.direct_until_einval = n;
         save(1 + n % 2, IN_ORDER, 200 + (uint64_t)n);
         assert_in_range(kernel.n_direct, n, n + 1); // one may be under way when another is refused
     }
@@ -350,12 +329,12 @@ static void test_short_and_interrupted(void **state) {
 static void test_full(void **state) {
     (void)state;
     save(1, IN_ORDER, 400);
-    const long n = kernel.n_writes;
+    const long n = kernel.n_calls;
     for (long at = 4; at <= n; at += n / 25 + 1) { // the first three are begin's
         struct tsr_checkpoint *c;
         struct tsr_save_vote v;
         reset_kernel();
-        kernel.fail_at = at;
+        writes.full_at = at;
         x.opt.attempt++;
         seed = 400;
         expect_ok(tsr_checkpoint_open(&c, &x.opt));

@@ -1,52 +1,27 @@
 // Stretches of files that are read in the background, against the bytes that were written: with and
 // without O_DIRECT, whatever the kernel does to single calls. The test stands between the two.
-#include "tests/unit/files_support.h"
+#include "tests/unit/direct_support.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#include "core/error.h"
 #include "core/fetch.h"
 
 static struct {
-    bool no_direct_open;    // EINVAL, as file systems without O_DIRECT answer
-    bool no_direct_read;    // the same, but only when it is read
-    int short_every;        // every n-th read moves less; 0: never
-    int interrupted_every;  // every n-th one is interrupted first
-    long broken_at;         // number of the read that fails with EIO; 0: none
-    _Atomic long n_reads;   // seen
-    _Atomic long n_direct;  // that succeeded
-    _Atomic long unaligned; // direct ones that no disk would take
-} kernel;
-
-int open(const char *path, int flags, ...) {
-    va_list ap;
-    va_start(ap, flags);
-    int mode = flags & O_CREAT ? va_arg(ap, int) : 0;
-    va_end(ap);
-    if ((flags & O_DIRECT) && kernel.no_direct_open) {
-        errno = EINVAL;
-        return -1;
-    }
-    return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
-}
+    bool no_direct; // EINVAL, but only when a direct file is read
+    long broken_at; // number of the call that fails with EIO; 0: none
+} reads;
 
 ssize_t pread(int fd, void *buf, size_t n, off_t offset) {
-    const bool direct = (fcntl(fd, F_GETFL) & O_DIRECT) != 0;
-    const long k = ++kernel.n_reads;
-    if (direct && ((uintptr_t)buf % 4096 != 0 || n % 4096 != 0 || offset % 4096 != 0))
-        kernel.unaligned++;
-    if (k == kernel.broken_at || (direct && kernel.no_direct_read)) {
-        errno = k == kernel.broken_at ? EIO : EINVAL;
+    const bool direct = is_direct(fd);
+    const long k = count_call(direct, buf, n, offset);
+    if (k == reads.broken_at || (direct && reads.no_direct)) {
+        errno = k == reads.broken_at ? EIO : EINVAL;
         return -1;
     }
-    if (kernel.interrupted_every > 0 && k % kernel.interrupted_every == 0) {
+    if (is_due(k, kernel.interrupted_every)) {
         errno = EINTR;
         return -1;
     }
-    if (kernel.short_every > 0 && k % kernel.short_every == 0 && n > 8192)
-        n = direct && k % 2 ? n / 8192 * 4096 : n / 2 - 77;
+    if (is_due(k, kernel.short_every) && n > 2 * DISK_BLOCK)
+        n = direct && k % 2 ? n / 2 / DISK_BLOCK * DISK_BLOCK : n / 2 - 77;
     ssize_t done = (ssize_t)syscall(SYS_pread64, fd, buf, n, offset);
     kernel.n_direct += direct && done > 0;
     return done;
@@ -62,6 +37,7 @@ static char *content, *memory;
 static int start(void **state) {
     (void)state;
     memset(&kernel, 0, sizeof kernel);
+    memset(&reads, 0, sizeof reads);
     make_temp_dir(dir);
     expect_ok(tsr_path_join(path, dir, "file"));
     content = malloc(SIZE);
@@ -113,7 +89,7 @@ static int fetch_once(bool buffered, bool staged) {
     }
     tsr_fetch_close(r);
     tsr_fetch_file_close(&f);
-    assert_int_equal(kernel.unaligned, 0);
+    assert_int_equal(kernel.n_unaligned, 0);
     return rc;
 }
 
@@ -134,7 +110,7 @@ static void test_buffered(void **state) {
     kernel.no_direct_open = true;
     expect_ok(fetch_all(false));
     kernel.no_direct_open = false;
-    kernel.no_direct_read = true;
+    reads.no_direct = true;
     expect_ok(fetch_all(false));
     assert_int_equal(kernel.n_direct, 0);
 }
@@ -144,7 +120,7 @@ static void test_short_and_interrupted(void **state) {
     for (int every = 1; every <= 5; every++) {
         kernel.short_every = every;
         kernel.interrupted_every = every + 2;
-        kernel.n_reads = 0;
+        kernel.n_calls = 0;
         expect_ok(fetch_all(every % 2));
     }
 }
@@ -152,10 +128,10 @@ static void test_short_and_interrupted(void **state) {
 static void test_broken(void **state) {
     (void)state;
     expect_ok(fetch_all(false));
-    const long n = kernel.n_reads;
+    const long n = kernel.n_calls;
     for (long at = 1; at <= n; at++) {
-        kernel.n_reads = 0;
-        kernel.broken_at = at;
+        kernel.n_calls = 0;
+        reads.broken_at = at;
         expect_error(fetch_all(false), TSR_EIO, path);
     }
 }
