@@ -21,9 +21,7 @@ from lab import Different, Random, SLOW_BUILD
 
 STEPS, KILLED_STEPS, T, BATCH, VOCAB, EVERY = 30, 100, 16, 8, 64, 5
 BROKEN_TOKEN, EXIT_USER, EXIT_INTERRUPTED = 63, 2, 5
-MODEL = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4, "vocab_size": VOCAB,
-         "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 44,
-         "tie_word_embeddings": False}
+MODEL = {**laboratory.LLAMA, "vocab_size": VOCAB}
 ONE = {"tp": 1, "pp": 1, "dp": 1}
 LAYOUTS = [ONE, {"tp": 2, "pp": 2, "dp": 1}, {"tp": 1, "pp": 1, "dp": 4, "micro": 2},
            {"tp": 4, "pp": 1, "dp": 1, "sequence": "true", "micro": 8},
@@ -50,10 +48,7 @@ def write_tokens(prefix, kinds, leave_out=()):
         if k not in leave_out:
             ids += [t for s in batch for t in s]
     ids.append(0)
-    prefix.with_suffix(".bin").write_bytes(struct.pack(f"<{len(ids)}H", *ids))
-    prefix.with_suffix(".idx").write_bytes(
-        b"MMIDIDX\0\0" + struct.pack("<QB", 1, 8) + struct.pack("<QQ", 1, 2) +
-        struct.pack("<i", len(ids)) + struct.pack("<q", 0) + struct.pack("<2q", 0, 1))
+    laboratory.write_indexed(prefix, ids)
     return prefix
 
 

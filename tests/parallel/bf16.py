@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import time
@@ -24,59 +23,12 @@ GLOBAL_BATCH = 4
 STEPS = 3
 
 # 4 query heads share one KV head: on two ranks each has two slots of it.
-LLAMA = """
-  config:
-    model_type: llama
-    hidden_size: 64
-    num_hidden_layers: 2
-    num_attention_heads: 4
-    num_key_value_heads: 1
-    head_dim: 64
-    intermediate_size: 44
-    vocab_size: 307
-    tie_word_embeddings: false
-    attention_bias: true"""
+LLAMA = {**laboratory.LLAMA, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 1, "head_dim": 64, "attention_bias": True}
 # 2 query heads, 1 KV head: a slot on each of two ranks.
-TIED = """
-  config:
-    model_type: llama
-    hidden_size: 64
-    num_hidden_layers: 2
-    num_attention_heads: 2
-    num_key_value_heads: 1
-    head_dim: 64
-    intermediate_size: 45
-    vocab_size: 307
-    tie_word_embeddings: true"""
-GPT2 = """
-  config:
-    model_type: gpt2
-    n_embd: 128
-    n_layer: 2
-    n_head: 2
-    n_positions: 24
-    vocab_size: 307"""
-
-RUN = """
-model:{model}
-  tokenizer: tokenizer
-data:
-  train: train.txt
-  valid: valid.txt
-  seq_len: 20
-train:
-  steps: {steps}
-  global_batch: 4
-  lr: {lr}
-  schedule: constant
-  eval_every: {eval_every}
-  precision: bf16
-  stochastic_rounding: {stochastic}
-  dropout: {{embedding: {p}, attention: {p}, residual: {p}, ffn: {p}}}
-parallel: {{virtual_replicas: 2}}
-device: {{backend: cuda}}
-checkpoint: {{every: {every}}}
-"""
+TIED = {**LLAMA, "num_attention_heads": 2, "intermediate_size": 45, "tie_word_embeddings": True,
+        "attention_bias": False}
+GPT2 = {**laboratory.GPT2, "n_embd": 128, "n_layer": 2, "n_head": 2}
 
 
 class Bf16Group(Group):
@@ -118,11 +70,13 @@ def make_data(lab):
     (lab.dir / "valid.txt").write_text(laboratory.make_text(150, 2), encoding="utf-8")
 
 
-def write_run(lab, name, model, dropout, steps=STEPS, lr="1.0e-2", every=0, eval_every=2,
+def write_run(lab, name, model, dropout, steps=STEPS, lr=1e-2, every=0, eval_every=2,
               stochastic=False):
-    return lab.write_run(name, RUN.format(model=model, steps=steps, lr=lr, p=dropout, every=every,
-                                          eval_every=eval_every,
-                                          stochastic=str(stochastic).lower()))
+    train = {"steps": steps, "global_batch": GLOBAL_BATCH, "lr": lr, "eval_every": eval_every,
+             "precision": "bf16", "stochastic_rounding": stochastic,
+             "dropout": laboratory.dropout(dropout)}
+    return lab.write_text_run(name, model, train, {"seq_len": 20}, device={"backend": "cuda"},
+                              parallel={"virtual_replicas": 2}, checkpoint={"every": every})
 
 
 def check_layouts(lab, name):
@@ -250,7 +204,7 @@ def expect_refused(lab, what, n_ranks, *arguments):
 def check_heads(lab):
     """A head size that the kernels lack in bf16 is refused when the device is opened."""
     make_data(lab)
-    small = TIED.replace("head_dim: 64", "head_dim: 24")
+    small = {**TIED, "head_dim": 24}
     run_file = write_run(lab, "heads", small, 0.0, steps=1, eval_every=0)
     what = "attention heads have size 24: on a CUDA device expected 64, 80, 96, 128 or 256 in bf16"
     os.environ["TESSERA_TRANSPORT"] = "nccl"
@@ -304,7 +258,7 @@ def check_curve(lab):
     make_data(lab)
     failures = 0
     for name, model in (("llama", TIED), ("gpt2", GPT2)):
-        run_file = write_run(lab, name, model, 0.0, steps=10, lr="2.0e-3", eval_every=0)
+        run_file = write_run(lab, name, model, 0.0, steps=10, lr=2e-3, eval_every=0)
         case = {**REFERENCE, "micro_batch": 4}
         narrow = laboratory.metrics(train(lab, run_file, case, lab.dir / name))
         wide = laboratory.metrics(train(lab, run_file, case, lab.dir / f"{name}-fp32",
@@ -318,32 +272,19 @@ def check_curve(lab):
     return failures
 
 
-def write_indexed(prefix, tokens):
-    """One document as Megatron's .bin and .idx (docs/data.md)."""
-    uint16, n = 8, len(tokens)
-    Path(f"{prefix}.bin").write_bytes(struct.pack(f"<{n}H", *tokens))
-    Path(f"{prefix}.idx").write_bytes(
-        b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, uint16, 1, 2) + struct.pack("<i", n)
-        + struct.pack("<q", 0) + struct.pack("<qq", 0, 1))
-
-
 def check_pytorch(lab):
     """A PyTorch model in bfloat16 with fp32 masters (tests/golden/pytorch/README.md)."""
     folder = Path(__file__).resolve().parent.parent / "golden" / "pytorch" / "llama-bf16"
     golden = json.loads((folder / "curve.json").read_text())
-    write_indexed(lab.dir / "tokens", golden["tokens"])
-    fields = "".join(f"  {k}: {v}\n" for k, v in golden["options"].items())
-    run_file = lab.write_run("pytorch", f"""
-model: {{from: {folder}}}
-data: {{train: tokens, valid: tokens, seq_len: {golden["seq_len"]}, shuffle: false}}
-train:
-  steps: {len(golden["loss"])}
-  global_batch: {golden["batch"]}
-  micro_batch: {golden["batch"]}
-  schedule: constant
-  precision: bf16
-{fields}device: {{backend: cuda}}
-""")
+    laboratory.write_indexed(lab.dir / "tokens", golden["tokens"])
+    n, batch = len(golden["loss"]), golden["batch"]
+    run_file = lab.write_run("pytorch", json.dumps({
+        "model": {"from": str(folder)},
+        "data": {"train": "tokens", "valid": "tokens", "seq_len": golden["seq_len"],
+                 "shuffle": False},
+        "train": {"steps": n, "global_batch": batch, "micro_batch": batch, "precision": "bf16",
+                  **golden["options"]},
+        "device": {"backend": "cuda"}}))
     found = laboratory.metrics(lab.train(run_file, lab.dir / "pytorch", {}, 1))
     losses = max(abs(float(m["loss"]) - x) for m, x in zip(found, golden["loss"], strict=True))
     norms = max(abs(float(m["grad_norm"]) / x - 1)

@@ -16,66 +16,22 @@ from lab import Different, SLOW_BUILD
 STEPS = 3
 GLOBAL_BATCH = 16
 
-LLAMA = """
-  config:
-    model_type: llama
-    hidden_size: 32
-    num_hidden_layers: 8
-    num_attention_heads: 8
-    num_key_value_heads: 2
-    intermediate_size: 44
-    vocab_size: 307
-    rms_norm_eps: 1.0e-5
-    tie_word_embeddings: {tied}
-    attention_bias: {bias}
-    mlp_bias: {bias}"""
-GPT2 = """
-  config:
-    model_type: gpt2
-    n_embd: 32
-    n_layer: 4
-    n_head: 8
-    n_positions: 24
-    vocab_size: 307"""
-GPT1 = """
-  config:
-    model_type: openai-gpt
-    n_embd: 32
-    n_layer: 4
-    n_head: 8
-    n_positions: 24
-    vocab_size: 307"""
-ODD = """
-  config:
-    model_type: llama
-    hidden_size: {hidden}
-    num_hidden_layers: 2
-    num_attention_heads: {heads}
-    num_key_value_heads: {kv}
-    intermediate_size: 45
-    vocab_size: 301
-    tie_word_embeddings: true"""
+GPT1 = {**laboratory.GPT2, "model_type": "openai-gpt"}
+TRAIN = {"steps": STEPS, "global_batch": GLOBAL_BATCH, "lr": 1e-2, "schedule": "cosine", "warmup": 2,
+         "min_lr": 1e-3, "clip": 0.5, "eval_every": 2, "dropout": laboratory.dropout()}
 
-RUN = """
-model:{model}
-  tokenizer: tokenizer
-data:
-  train: {data}
-  valid: valid.txt
-  seq_len: {seq_len}
-  packing: {packing}
-train:
-  steps: {steps}
-  global_batch: {batch}
-  lr: 1.0e-2
-  schedule: cosine
-  warmup: 2
-  min_lr: 1.0e-3
-  clip: 0.5
-  eval_every: 2
-  dropout: {{embedding: 0.1, attention: 0.1, residual: 0.1, ffn: 0.1}}
-parallel: {{virtual_shards: {shards}, virtual_replicas: {replicas}}}
-"""
+
+def llama(biases=False, **changes):
+    return {**laboratory.LLAMA, "num_hidden_layers": 8, "rms_norm_eps": 1e-5,
+            "attention_bias": biases, "mlp_bias": biases, **changes}
+
+
+def odd(hidden, heads, kv, layers=2):
+    """Nothing divides."""
+    return {**laboratory.LLAMA, "hidden_size": hidden, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": kv, "intermediate_size": 45,
+            "vocab_size": 301, "tie_word_embeddings": True}
+
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2)]
 ALL_LAYOUTS = "111 211 121 112 221 212 122 222 411 141 114 421 811 118"
@@ -109,18 +65,18 @@ class Group:
 
 
 GROUPS = {
-    "llama": Group(LLAMA.format(tied="false", bias="false"), 8, ALL_LAYOUTS),
-    "llama-tied": Group(LLAMA.format(tied="true", bias="true"), 8, "221 122 212 141 421",
-                        data="train.jsonl", packing="isolated"),
-    "gpt2": Group(GPT2, 4, "111 211 121 112 221 122 222 411 114 811"),
+    "llama": Group(llama(), 8, ALL_LAYOUTS),
+    "llama-tied": Group(llama(biases=True, tie_word_embeddings=True), 8,
+                        "221 122 212 141 421", data="train.jsonl", packing="isolated"),
+    "gpt2": Group(laboratory.GPT2, 4, "111 211 121 112 221 122 222 411 114 811"),
     "gpt1": Group(GPT1, 4, "211 121 112 221 222 411", data="train.jsonl", packing="isolated"),
     # Fewer tokens than token pieces: some pieces are empty.
-    "odd-5-1": Group(ODD.format(hidden=40, heads=5, kv=1), 2, "211 212 221", seq_len=6,
+    "odd-5-1": Group(odd(hidden=40, heads=5, kv=1), 2, "211 212 221", seq_len=6,
                      micro_batches=(1, 2), schedules=SCHEDULES[:2]),
-    "odd-9-3": Group(ODD.format(hidden=36, heads=9, kv=3), 2, "211 411 221 412", seq_len=11,
+    "odd-9-3": Group(odd(hidden=36, heads=9, kv=3), 2, "211 411 221 412", seq_len=11,
                      micro_batches=(1, 4), schedules=SCHEDULES[:2]),
     # Shards and replicas that three ranks can share, or one. A micro-batch of 4 is two replicas.
-    "three": Group(ODD.format(hidden=36, heads=9, kv=3).replace("layers: 2", "layers: 6"), 6,
+    "three": Group(odd(hidden=36, heads=9, kv=3, layers=6), 6,
                    "111 311 131 113 321 123", seq_len=11, micro_batches=(1, 2, 4), batch=12,
                    shards=6, replicas=6),
 }
@@ -203,10 +159,10 @@ def check_readers(lab, expected, group):
 def run_group(lab, name):
     group = GROUPS[name]
     lab.make_data()
-    run_file = lab.write_run(name, RUN.format(model=group.model, data=group.data, steps=STEPS,
-                                              packing=group.packing, seq_len=group.seq_len,
-                                              batch=group.batch, shards=group.shards,
-                                              replicas=group.replicas))
+    train = {**TRAIN, "global_batch": group.batch}
+    parallel = {"virtual_shards": group.shards, "virtual_replicas": group.replicas}
+    run_file = lab.write_text_run(name, group.model, train, {
+        "train": group.data, "seq_len": group.seq_len, "packing": group.packing}, parallel=parallel)
     chosen, feasible = covering_array(group)
     check_covering(group, chosen, feasible)
     n_all = len(chosen)

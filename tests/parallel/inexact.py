@@ -7,29 +7,6 @@ by 20 AdamW steps; a wrong or a missing term moves the norm by far more.
 import lab as laboratory
 
 BOUND = 1e-5
-RUN = """
-model:
-  config:
-    model_type: llama
-    hidden_size: 32
-    num_hidden_layers: 4
-    num_attention_heads: 8
-    num_key_value_heads: 2
-    intermediate_size: 44
-    vocab_size: 307
-  tokenizer: tokenizer
-data:
-  train: train.txt
-  valid: train.txt
-  seq_len: 20
-train:
-  steps: 20
-  global_batch: 16
-  lr: 1.0e-3
-  dropout: {embedding: 0.1, attention: 0.1, residual: 0.1, ffn: 0.1}
-device:
-  threads: 1
-"""
 LAYOUTS = [
     ("2x2x2, sequence", 8, {"tp": 2, "pp": 2, "dp": 2, "sequence": "true"}),
     ("4x1x2", 8, {"tp": 4, "pp": 1, "dp": 2}),
@@ -57,7 +34,10 @@ def compare(name, exact, free):
 
 def check(lab):
     lab.make_data()
-    run_file = lab.write_run("run", RUN)
+    run_file = lab.write_text_run(
+        "run", laboratory.LLAMA, {"steps": 20, "global_batch": 16, "lr": 1e-3,
+                                  "dropout": laboratory.dropout()},
+        {"seq_len": 20}, device={"threads": 1})
     exact = curve(lab, run_file, "exact", 1, {})
     return sum(compare(name, exact, curve(lab, run_file, name, n_ranks,
                                           {**settings, "exact": "false"}))

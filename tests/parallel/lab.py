@@ -26,6 +26,18 @@ MPI_ENVIRONMENT = {
 MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
 
 
+# Small models of both families; a test changes what it is about ({**LLAMA, "vocab_size": 301}).
+LLAMA = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 8,
+         "num_key_value_heads": 2, "intermediate_size": 44, "vocab_size": 307,
+         "tie_word_embeddings": False}
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 8, "n_positions": 24,
+        "vocab_size": 307}
+
+
+def dropout(p=0.1):
+    return {"embedding": p, "attention": p, "residual": p, "ffn": p}
+
+
 class Different(Exception):
     """Two runs that must be equal are not; the text names the first difference."""
 
@@ -105,6 +117,14 @@ class Lab:
         path.write_text(text, encoding="utf-8")
         return path
 
+    def write_text_run(self, name, model, train, data, **sections):
+        """A run file (JSON is YAML): fresh weights of `model`, keys of a config.json, on the texts
+        that make_data writes."""
+        data = {"train": "train.txt", "valid": "valid.txt", **data}
+        model = {"config": model, "tokenizer": "tokenizer"}
+        return self.write_run(name, json.dumps({"model": model, "data": data, "train": train,
+                                                **sections}))
+
     def command(self, n_ranks, *arguments):
         launch = MPIRUN + ["-np", str(n_ranks)] if n_ranks > 1 else []
         return launch + [self.tessera, *map(str, arguments)]
@@ -114,6 +134,15 @@ class Lab:
         arguments = [f"{k}={v}" for k, v in overrides.items()] + [f"run.dir={run_dir}"]
         self.output(self.command(n_ranks, "train", run_file, *arguments), environment(cpu))
         return Path(run_dir)
+
+
+def write_indexed(prefix, tokens):
+    """One document as Megatron's .bin and .idx (docs/data.md)."""
+    uint16, n = 8, len(tokens)
+    Path(f"{prefix}.bin").write_bytes(struct.pack(f"<{n}H", *tokens))
+    Path(f"{prefix}.idx").write_bytes(
+        b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, uint16, 1, 2) + struct.pack("<i", n)
+        + struct.pack("<q", 0) + struct.pack("<qq", 0, 1))
 
 
 def environment(cpu=None):

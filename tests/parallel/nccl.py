@@ -13,39 +13,8 @@ import time
 import lab as laboratory
 from lab import Different
 
-LLAMA = """
-  config:
-    model_type: llama
-    hidden_size: 32
-    num_hidden_layers: 4
-    num_attention_heads: 8
-    num_key_value_heads: 2
-    intermediate_size: 44
-    vocab_size: 307
-    tie_word_embeddings: true"""
-GPT2 = """
-  config:
-    model_type: gpt2
-    n_embd: 32
-    n_layer: 4
-    n_head: 8
-    n_positions: 16
-    vocab_size: 307"""
-RUN = """
-model:{model}
-  tokenizer: tokenizer
-data:
-  train: train.txt
-  valid: valid.txt
-  seq_len: 16
-train:
-  steps: 3
-  global_batch: 8
-  lr: 1.0e-2
-  clip: 0.5
-  eval_every: 3
-  dropout: {{embedding: 0.1, attention: 0.1, residual: 0.1, ffn: 0.1}}
-"""
+MODELS = {"llama": {**laboratory.LLAMA, "tie_word_embeddings": True},
+          "gpt2": {**laboratory.GPT2, "n_positions": 16}}
 
 # tp, pp, dp; further fields. Between them: neighbours on both sides (pp 2) and on one, the tied
 # embedding's exchange, both kinds of messages on one way (interleaved), slices that are uneven,
@@ -79,8 +48,14 @@ def overrides_of(layout, more):
     return {"parallel.tp": tp, "parallel.pp": pp, "parallel.dp": dp, **more}
 
 
+def write_run(lab, model):
+    train = {"steps": 3, "global_batch": 8, "lr": 1e-2, "clip": 0.5, "eval_every": 3,
+             "dropout": laboratory.dropout()}
+    return lab.write_text_run("run", MODELS[model], train, {"seq_len": 16})
+
+
 def check_layouts(lab, group):
-    run = lab.write_run("run", RUN.format(model=GPT2 if group == "gpt2" else LLAMA))
+    run = write_run(lab, "gpt2" if group == "gpt2" else "llama")
     os.environ["TESSERA_TRANSPORT"] = "host" if group == "host" else "nccl"
     expected = lab.train(run, lab.dir / "cpu", {"device.backend": "cpu"}, 1)
     for layout, more in LAYOUTS[group]:
@@ -138,7 +113,7 @@ def check_failure(lab, run, what, layout, said, at_deadline):
 
 def check_failures(lab):
     lab.make_data()
-    run = lab.write_run("run", RUN.format(model=LLAMA))
+    run = write_run(lab, "llama")
     for failure in FAILURES:
         check_failure(lab, run, *failure)
     return 0

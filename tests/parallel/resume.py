@@ -9,33 +9,6 @@ import lab as laboratory
 from lab import Different, Random, SLOW_BUILD
 
 STEPS = 100
-RUN = """
-model:
-  config:
-    model_type: llama
-    hidden_size: 32
-    num_hidden_layers: 4
-    num_attention_heads: 8
-    num_key_value_heads: 2
-    intermediate_size: 44
-    vocab_size: 307
-  tokenizer: tokenizer
-data:
-  train: train.txt
-  valid: valid.txt
-  seq_len: 20
-train:
-  steps: {steps}
-  global_batch: 8
-  lr: 1.0e-2
-  schedule: cosine
-  warmup: 5
-  eval_every: 7
-  dropout: {{embedding: 0.1, attention: 0.1, residual: 0.1, ffn: 0.1}}
-checkpoint:
-  every: 5
-  keep: 3
-"""
 LAYOUTS = [
     {"tp": 2, "pp": 2, "dp": 1},
     {"tp": 1, "pp": 1, "dp": 4, "micro": 2},
@@ -91,7 +64,10 @@ def finish(lab, run_file, layout, run_dir, expected):
 
 def undisturbed(lab):
     lab.make_data()
-    run_file = lab.write_run("run", RUN.format(steps=STEPS))
+    train = {"steps": STEPS, "global_batch": 8, "lr": 1e-2, "schedule": "cosine", "warmup": 5,
+             "eval_every": 7, "dropout": laboratory.dropout()}
+    run_file = lab.write_text_run("run", laboratory.LLAMA, train, {"seq_len": 20},
+                                  checkpoint={"every": 5, "keep": 3})
     one = {"tp": 1, "pp": 1, "dp": 1}
     process = start(lab, run_file, one, lab.dir / "undisturbed")
     if process.wait(laboratory.RUN_LIMIT_S) != 0:

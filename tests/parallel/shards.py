@@ -12,35 +12,22 @@ from lab import SLOW_BUILD
 
 SHARDS = 8
 T, BATCH, MICRO = 20, 8, 2
-DROPOUT = "{embedding: 0.1, attention: 0.1, residual: 0.1, ffn: 0.1}"
 
-LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 320,
-         "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 128,
-         "tie_word_embeddings": False}
+LLAMA = {**laboratory.LLAMA, "hidden_size": 64, "num_key_value_heads": 4, "intermediate_size": 128,
+         "vocab_size": 320}
 TIED = {**LLAMA, "tie_word_embeddings": True}
 SHARED_KV = {**LLAMA, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72,
              "intermediate_size": 91, "vocab_size": 307, "attention_bias": True, "mlp_bias": True}
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 4, "n_head": 8, "n_positions": 24,
-        "vocab_size": 307}
+GPT2 = {**laboratory.GPT2, "n_embd": 64}
 FROZEN = {**GPT2, "position": "sinusoidal"}
-
-RUN = """
-model:
-  config: {model}
-data:
-  seq_len: {T}
-train:
-  steps: 10
-  global_batch: {batch}
-  micro_batch: {micro}
-  dropout: {dropout}
-"""
 
 
 def bench(lab, model, layout, extra=()):
     tp, pp, dp = layout
-    run_file = lab.write_run("bench", RUN.format(model=json.dumps(model), T=T, batch=BATCH,
-                                                 micro=MICRO, dropout=DROPOUT))
+    train = {"steps": 10, "global_batch": BATCH, "micro_batch": MICRO,
+             "dropout": laboratory.dropout()}
+    run_file = lab.write_run("bench", json.dumps({
+        "model": {"config": model}, "data": {"seq_len": T}, "train": train}))
     settings = [f"parallel.tp={tp}", f"parallel.pp={pp}", f"parallel.dp={dp}", *extra]
     command = lab.command(math.prod(layout), "bench", "train", run_file, *settings, "--json",
                           "--steps", "2")
