@@ -4,22 +4,6 @@
 #include "kernels/cuda/attention_f32_bwd.cu"
 #include "tests/simt/attention_case.h"
 
-// The 16-bit kernels have a test of their own.
-int flash_forward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, void *, float *,
-                  const void *, const void *, const void *) {
-    return TSR_EUSAGE;
-}
-int flash_backward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, const attention_grads *) {
-    return TSR_EUSAGE;
-}
-int decode_forward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, void *, float *,
-                   const void *) {
-    return TSR_EUSAGE;
-}
-int decode_f32_forward(void *, const struct tsr_cuda_attn *, float *, float *, const float *) {
-    return TSR_EUSAGE;
-}
-
 static void test_forward(void **) {
     for (const attention_shape &s : attention_shapes()) {
         attention_case<float> c(s, 37, 3);

@@ -8,14 +8,6 @@
 #include "kernels/cuda/kv.cu"
 #include "tests/simt/attention_case.h"
 
-// Backward kernels have tests of their own.
-int attention_f32_bwd(void *, const struct tsr_cuda_attn *, const attention_grads *) {
-    return TSR_EUSAGE;
-}
-int flash_backward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, const attention_grads *) {
-    return TSR_EUSAGE;
-}
-
 // A batch of segments at given positions over caches with blocks of some size.
 template <class T> struct decode_case : attention_case<T> {
     paged_case<T> *pages = nullptr;

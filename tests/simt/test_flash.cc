@@ -1,28 +1,9 @@
-// Attention on the matrix units, forward and backward, against the CPU twin in fp32 on the same
+// Attention on the matrix units, forward, against the CPU twin in fp32 on the same
 // 16-bit inputs.
 #include "kernels/cuda/attention.cu"
 #include "kernels/cuda/flash.cu"
 #include "kernels/cuda/kv.cu"
 #include "tests/simt/attention_case.h"
-
-// The fp32 kernels have a test of their own.
-int attention_f32(void *, const struct tsr_cuda_attn *, float *, float *, const float *,
-                  const float *, const float *) {
-    return TSR_EUSAGE;
-}
-int attention_f32_bwd(void *, const struct tsr_cuda_attn *, const attention_grads *) {
-    return TSR_EUSAGE;
-}
-int flash_backward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, const attention_grads *) {
-    return TSR_EUSAGE;
-}
-int decode_forward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, void *, float *,
-                   const void *) {
-    return TSR_EUSAGE;
-}
-int decode_f32_forward(void *, const struct tsr_cuda_attn *, float *, float *, const float *) {
-    return TSR_EUSAGE;
-}
 
 // Weights are rounded to 16 bits, each by up to `unit` of itself and at random, before they meet
 // values below 1; then the result is rounded once more. Three units of the largest value is far

@@ -6,22 +6,6 @@
 #include "kernels/cuda/flash_bwd_plan.cu"
 #include "tests/simt/attention_case.h"
 
-// The fp32 kernels have a test of their own.
-int attention_f32(void *, const struct tsr_cuda_attn *, float *, float *, const float *,
-                  const float *, const float *) {
-    return TSR_EUSAGE;
-}
-int attention_f32_bwd(void *, const struct tsr_cuda_attn *, const attention_grads *) {
-    return TSR_EUSAGE;
-}
-int decode_forward(void *, enum tsr_dtype, const struct tsr_cuda_attn *, void *, float *,
-                   const void *) {
-    return TSR_EUSAGE;
-}
-int decode_f32_forward(void *, const struct tsr_cuda_attn *, float *, float *, const float *) {
-    return TSR_EUSAGE;
-}
-
 // A term of a sum is a product of an input and of a weight (or its gradient) that was rounded by
 // at most one unit of itself, and the sum is rounded once more: over a tensor that is less than one
 // unit of its norm. Single elements stay within four units of the largest.

@@ -2,14 +2,6 @@
 #include "kernels/cuda/gemm_f32.cu"
 #include "tests/simt/gemm_case.h"
 
-// 16-bit elements have a test of their own.
-int gemm_bf16(void *, const struct gemm_call *) {
-    return TSR_EUSAGE;
-}
-int gemm_f16(void *, const struct gemm_call *) {
-    return TSR_EUSAGE;
-}
-
 static void expect_twin(gemm_case<float> &p) {
     assert_int_equal(cpu.ops->gemm(&cpu, &p.cpu_g), 0);
     expect_same(p.c);

@@ -5,11 +5,6 @@
 #include "kernels/cuda/gemm_f16.cu"
 #include "tests/simt/gemm_case.h"
 
-// The fp32 kernels have a test of their own.
-int gemm_f32(void *, const struct gemm_call *) {
-    return TSR_EUSAGE;
-}
-
 // c + 16 products as the simulator's instruction adds them (simt_warp.cc).
 static float group(float c, const float *a, const float *b) {
     float s[4] = {c, 0, 0, 0};
