@@ -111,9 +111,9 @@ int tsr_run_dump(const struct tsr_run *r, struct tsr_buf *out);
 int tsr_run_check_resume(const struct tsr_run *r, const char *stamped_yaml, const char *where);
 
 // Calls back per field, in order, for --help: "train.steps", "integer >= 1", "default or
-// (required)", help.
+// (required)", help; whether it is fixed when a run resumes.
 void tsr_run_fields_each(void (*fn)(const char *path, const char *type, const char *dflt,
-                                    const char *help, void *arg),
+                                    const char *help, bool fixed, void *arg),
                          void *arg);
 
 // The learning rate of step s, counted from 1 (docs/training.md).

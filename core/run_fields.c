@@ -239,7 +239,7 @@ const char *tsr_field_type_text(const struct tsr_field *f, char buf[static 200])
 }
 
 void tsr_run_fields_each(void (*fn)(const char *path, const char *type, const char *dflt,
-                                    const char *help, void *arg),
+                                    const char *help, bool fixed, void *arg),
                          void *arg) {
     for (int i = 0; i < TSR_N_FIELDS; i++) {
         const struct tsr_field *f = &tsr_fields[i];
@@ -247,6 +247,6 @@ void tsr_run_fields_each(void (*fn)(const char *path, const char *type, const ch
         const char *dflt = f->dflt_in_words ? f->dflt_in_words : f->dflt;
         if (f->required)
             dflt = "(required)";
-        fn(f->path, tsr_field_type_text(f, type), dflt ? dflt : "none", f->help, arg);
+        fn(f->path, tsr_field_type_text(f, type), dflt ? dflt : "none", f->help, f->fixed, arg);
     }
 }

@@ -2,50 +2,12 @@
 #include "launcher/ckpt.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include "core/error.h"
 #include "core/progress_bar.h"
 #include "core/run_stamp.h"
-#include "core/tokenizer.h"
 #include "launcher/commands.h"
 #include "launcher/options.h"
-
-int tsr_print_json(json_t *root) {
-    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    json_decref(root);
-    if (!text)
-        return tsr_fail(TSR_ENOMEM, "no memory for the report");
-    printf("%s\n", text);
-    free(text);
-    return 0;
-}
-
-bool tsr_json_set(json_t *obj, const char *key, json_t *value) {
-    if (!obj) {
-        json_decref(value);
-        return false;
-    }
-    return json_object_set_new(obj, key, value) == 0; // which takes NULL as a failure
-}
-
-// jansson refuses what isn't UTF-8, and a file's name may be anything.
-json_t *tsr_json_text(const char *s) {
-    json_t *v = json_string(s);
-    if (v)
-        return v;
-    char *copy = strdup(s);
-    size_t n = copy ? strlen(copy) : 0, at = 0;
-    while (at < n) {
-        at += tsr_utf8_valid_prefix(copy + at, n - at);
-        if (at < n)
-            copy[at++] = '?';
-    }
-    v = copy ? json_string(copy) : NULL;
-    free(copy);
-    return v;
-}
 
 // ---- one checkpoint
 
@@ -75,9 +37,12 @@ static void on_problem(void *arg, const char *file, uint64_t first, uint64_t end
     if (c->bar_open)
         tsr_bar_stop(&c->bar);
     const char *slash = file[0] ? "/" : "";
+    bool named = strncmp(text, c->dir, strlen(c->dir)) == 0; // what the system said has the path
     if (c->n_lines++ >= MAX_LINES)
         return;
-    if (end > first)
+    if (named)
+        printf("%s\n", text);
+    else if (end > first)
         printf("%s%s%s: bytes %llu to %llu: %s\n", c->dir, slash, file, (unsigned long long)first,
                (unsigned long long)end, text);
     else

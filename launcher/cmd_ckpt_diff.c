@@ -1,6 +1,5 @@
 // `tessera ckpt diff`: what is different between two checkpoints.
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,10 +114,6 @@ static int compare_runs(struct diffing *x) {
 
 // ---- tensors
 
-static json_t *number(double v) {
-    return isfinite(v) ? json_real(v) : json_null();
-}
-
 static json_t *shape(const int64_t s[2]) {
     return s[0] ? json_pack("[I, I]", (json_int_t)s[0], (json_int_t)s[1]) : json_null();
 }
@@ -131,10 +126,10 @@ static json_t *describe(const struct tsr_tensor_difference *d) {
     if (d->verdict == TSR_DIFFERS) {
         json_t *first =
             json_pack("{s:I, s:I, s:o, s:o}", "row", (json_int_t)d->row, "col", (json_int_t)d->col,
-                      "a", number((double)d->a), "b", number((double)d->b));
+                      "a", tsr_json_real((double)d->a), "b", tsr_json_real((double)d->b));
         ok = tsr_json_set(o, "different", json_integer(d->n_different)) && ok;
-        ok = tsr_json_set(o, "max_abs", number(d->max_abs)) && ok;
-        ok = tsr_json_set(o, "max_rel", number(d->max_rel)) && ok;
+        ok = tsr_json_set(o, "max_abs", tsr_json_real(d->max_abs)) && ok;
+        ok = tsr_json_set(o, "max_rel", tsr_json_real(d->max_rel)) && ok;
         ok = tsr_json_set(o, "first", first) && ok;
     }
     if (ok)

@@ -210,6 +210,21 @@ static int verify_one(const char *dir, bool json) {
     return rc;
 }
 
+// A folder without any of a checkpoint's files isn't a damaged checkpoint, but something else.
+static int check_is_checkpoint(const char *dir) {
+    static const char *const files[] = {"manifest.json", "state.json", "config.json"};
+    char path[TSR_PATH_MAX];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        TSR_TRY(tsr_path_join(path, dir, files[i]));
+        if (tsr_path_exists(path))
+            return 0;
+    }
+    return tsr_fail(TSR_EMODEL, "%s: expected a checkpoint's or a run's directory, found %s", dir,
+                    tsr_path_is_dir(dir)   ? "neither manifest.json nor checkpoints/ in it"
+                    : tsr_path_exists(dir) ? "a file"
+                                           : "nothing");
+}
+
 int tsr_ckpt_verify(int argc, char **argv) {
     struct listing l = {.verify = true};
     const char *args[1];
@@ -232,5 +247,8 @@ int tsr_ckpt_verify(int argc, char **argv) {
     if (rc != 0)
         return rc < 0 ? rc : 0;
     TSR_TRY(tsr_path_join(sub, args[0], "checkpoints"));
-    return tsr_path_is_dir(sub) ? list(&l, args[0]) : verify_one(args[0], l.json);
+    if (tsr_path_is_dir(sub))
+        return list(&l, args[0]);
+    TSR_TRY(check_is_checkpoint(args[0]));
+    return verify_one(args[0], l.json);
 }

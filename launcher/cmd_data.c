@@ -2,12 +2,12 @@
 #include "core/dataset_cache.h"
 #include "core/error.h"
 #include "core/indexed.h"
-#include "core/run.h"
 #include "launcher/commands.h"
+#include "launcher/json_out.h"
 #include "launcher/options.h"
 
-#include <jansson.h>
-#include <string.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 static int print_json(const struct tsr_indexed *x, const char *prefix) {
     json_t *o = json_pack(
@@ -16,13 +16,9 @@ static int print_json(const struct tsr_indexed *x, const char *prefix) {
         (json_int_t)tsr_indexed_n_documents(x), "sequences", (json_int_t)tsr_indexed_n_sequences(x),
         "tokens", (json_int_t)tsr_indexed_n_tokens(x), "bytes",
         (json_int_t)(tsr_indexed_n_tokens(x) * (int64_t)tsr_idx_dtype_size(tsr_indexed_dtype(x))));
-    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL; // NULL, too, when the path isn't UTF-8
-    json_decref(o);
-    if (!text)
-        return tsr_fail(TSR_EUSAGE, "%s: cannot be written as JSON", prefix);
-    puts(text);
-    free(text);
-    return 0;
+    if (!o)
+        return tsr_fail(TSR_EUSAGE, "%s: cannot be written as JSON: it isn't UTF-8", prefix);
+    return tsr_print_json(o);
 }
 
 static int print_info(const char *prefix, bool json) {
@@ -66,14 +62,14 @@ static int build(int argc, char **argv) {
         {"json", 0, TSR_OPT_FLAG, &json, NULL, 0, 0, "print what was written as one JSON object"},
     };
     const struct tsr_command_line cl = {
-        "tessera data build",
-        "-t DIR -o PREFIX [--append-eos] FILE…",
-        "Tokenizes text files (a document each) and .jsonl files (a document each line) into one "
-        "pair of Megatron-style files.",
-        options,
-        sizeof options / sizeof *options,
-        1,
-        argc};
+        .command = "tessera data build",
+        .usage = "-t DIR -o PREFIX [--append-eos] [--json] FILE…",
+        .about = "Tokenizes text files (a document each) and .jsonl files (a document each line)\n"
+                 "into one pair of Megatron-style files.",
+        .options = options,
+        .n_options = sizeof options / sizeof *options,
+        .min_args = 1,
+        .max_args = argc};
     const char **files = calloc((size_t)argc + 1, sizeof *files);
     if (!files)
         return tsr_fail(TSR_ENOMEM, "out of memory: %d arguments", argc);
@@ -88,10 +84,9 @@ static int build(int argc, char **argv) {
         rc = build_with(t, dir, prefix, append_eos, files, n_files);
     if (rc == 0)
         rc = print_info(prefix, json);
-    if (t)
-        tsr_tokenizer_free(t);
+    tsr_tokenizer_free(t);
     free(files);
-    return rc;
+    return rc < 0 ? rc : 0;
 }
 
 static int info(int argc, char **argv) {
@@ -103,16 +98,16 @@ static int info(int argc, char **argv) {
     const struct tsr_option options[] = {
         {"json", 0, TSR_OPT_FLAG, &json, NULL, 0, 0, "print one JSON object"}};
     const struct tsr_command_line cl = {
-        "tessera data info",
-        "PREFIX [--json]",
-        "Checks PREFIX.bin and PREFIX.idx and prints what they hold.",
-        options,
-        1,
-        1,
-        1};
+        .command = "tessera data info",
+        .usage = "PREFIX [--json]",
+        .about = "Checks PREFIX.bin and PREFIX.idx and prints what they hold.",
+        .options = options,
+        .n_options = sizeof options / sizeof *options,
+        .min_args = 1,
+        .max_args = 1};
     int rc = tsr_options_parse(&cl, argc, argv, &given, &n_given);
     if (rc != 0)
-        return rc;
+        return rc < 0 ? rc : 0;
     TSR_TRY(tsr_source_resolve(given, &kind, prefix));
     if (kind != TSR_SOURCE_INDEXED)
         return tsr_fail(TSR_EDATA, "%s: expected the prefix of a .bin and .idx file, found text",
@@ -120,25 +115,12 @@ static int info(int argc, char **argv) {
     return print_info(prefix, json);
 }
 
+static const struct tsr_part parts[] = {
+    {"build", "text and JSONL into one pair of files", build},
+    {"info", "check a pair of files and say what it holds", info},
+};
+
 int tsr_cmd_data(int argc, char **argv) {
-    static const char *const KNOWN[] = {"build", "info"};
-    if (argc >= 2 && strcmp(argv[1], "build") == 0)
-        return tsr_report("tessera data build", build(argc - 1, argv + 1));
-    if (argc >= 2 && strcmp(argv[1], "info") == 0)
-        return tsr_report("tessera data info", info(argc - 1, argv + 1));
-    bool help = argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
-    if (help) {
-        printf("usage: tessera data build -t DIR -o PREFIX [--append-eos] FILE…\n"
-               "       tessera data info PREFIX [--json]\n\n"
-               "Builds and inspects Megatron-style .bin/.idx data; `tessera data build --help` has "
-               "the details.\n");
-        return 0;
-    }
-    const char *near = argc >= 2 ? tsr_nearest(argv[1], KNOWN, 2) : NULL;
-    int rc =
-        argc < 2 ? tsr_fail(TSR_EUSAGE, "expected build or info")
-        : near
-            ? tsr_fail(TSR_EUSAGE, "unknown command \"%s\"; the nearest is \"%s\"", argv[1], near)
-            : tsr_fail(TSR_EUSAGE, "unknown command \"%s\": expected build or info", argv[1]);
-    return tsr_report("tessera data", rc);
+    return tsr_parts_run("tessera data", "Builds and inspects Megatron-style .bin/.idx data.",
+                         parts, sizeof parts / sizeof *parts, argc, argv);
 }

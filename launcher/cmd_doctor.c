@@ -4,8 +4,10 @@
 #include <string.h>
 #include <unistd.h>
 #include "core/error.h"
+#include "core/io.h"
 #include "launcher/commands.h"
 #include "launcher/doctor.h"
+#include "launcher/json_out.h"
 #include "launcher/options.h"
 
 static void print_line(const struct tsr_doctor *d, enum tsr_health h, const char *what,
@@ -45,13 +47,7 @@ void tsr_doctor_say(struct tsr_doctor *d, enum tsr_health h, const char *what, c
 static int print_json(struct tsr_doctor *d) {
     json_t *o = json_pack("{s:O, s:i, s:i, s:i}", "checks", d->lines, "ok", d->n[TSR_GOOD], "warn",
                           d->n[TSR_DOUBTFUL], "fail", d->n[TSR_BROKEN]);
-    char *text = o ? json_dumps(o, JSON_ENSURE_ASCII) : NULL;
-    json_decref(o);
-    if (!text)
-        return tsr_fail(TSR_ENOMEM, "no memory for a report");
-    puts(text);
-    free(text);
-    return 0;
+    return tsr_print_json(o);
 }
 
 static void print_sum(const struct tsr_doctor *d) {
@@ -87,6 +83,10 @@ int tsr_cmd_doctor(int argc, char **argv) {
     int rc = tsr_options_parse(&cl, argc, argv, NULL, &n_args);
     if (rc != 0)
         return rc == 1 ? 0 : tsr_report(cl.command, rc);
+    if (!tsr_path_is_dir(d.folder))
+        return tsr_report(cl.command,
+                          tsr_fail(TSR_EUSAGE, "--folder %s: expected a folder, found %s", d.folder,
+                                   tsr_path_exists(d.folder) ? "a file" : "nothing"));
     d.colour = isatty(1) && !getenv("NO_COLOR");
     d.lines = json_array();
     tsr_doctor_cpu(&d);

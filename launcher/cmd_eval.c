@@ -95,8 +95,15 @@ static int evaluate(struct evaluation *e, int64_t n_tokens, double *sum) {
     return 0;
 }
 
+// JSON has no NaN and no infinity, which a damaged model's loss may be: null.
+static const char *number(char out[static 32], double v) {
+    snprintf(out, 32, isfinite(v) ? "%.9g" : "null", v);
+    return out;
+}
+
 static int run(struct evaluation *e) {
     struct tsr_job *j = &e->job;
+    char loss_text[32], perplexity[32];
     double sum;
     TSR_TRY(tsr_agree(&j->ctx, &j->comm, open_data(e)));
     TSR_TRY(tsr_device_open(&j->device, &j->ctx, &j->comm, &e->want));
@@ -107,8 +114,8 @@ static int run(struct evaluation *e) {
     if (j->comm.rank != 0)
         return 0;
     double loss = sum / (double)(n - 1);
-    printf("{\"tokens\": %lld, \"loss\": %.9g, \"perplexity\": %.9g}\n", (long long)(n - 1), loss,
-           exp(loss));
+    printf("{\"tokens\": %lld, \"loss\": %s, \"perplexity\": %s}\n", (long long)(n - 1),
+           number(loss_text, loss), number(perplexity, exp(loss)));
     return fflush(stdout) == 0 ? 0 : tsr_fail(TSR_EIO, "standard output can't be written");
 }
 

@@ -1,6 +1,4 @@
 // `tessera layout-check`: the same steps in two layouts, compared gradient by gradient.
-#include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +7,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "launcher/commands.h"
+#include "launcher/json_out.h"
 #include "launcher/layout_check.h"
 #include "launcher/options.h"
 
@@ -178,22 +177,16 @@ static json_t *first_json(const struct report *r) {
         return json_null();
     return json_pack("{s:s, s:i, s:I, s:I, s:I, s:o, s:o, s:i, s:s}", "tensor", d->name, "layer",
                      d->layer, "step", (json_int_t)r->step, "row", (json_int_t)d->first.row,
-                     "column", (json_int_t)d->first.col, "a", json_real((double)d->first.a), "b",
-                     json_real((double)d->first.b), "within", d->within, "last", d->last);
+                     "column", (json_int_t)d->first.col, "a", tsr_json_real((double)d->first.a),
+                     "b", tsr_json_real((double)d->first.b), "within", d->within, "last", d->last);
 }
 
 static int print_json(const struct tsr_check *c, struct report *r) {
     json_t *o = json_pack("{s:b, s:b, s:[s,s], s:i, s:O, s:o, s:o, s:s}", "equal", r->step == 0,
                           "exact", c->exact, "layouts", c->side[0].text, c->side[1].text, "tensors",
                           r->first.n_tensors, "steps", r->steps, "first", first_json(r), "distance",
-                          json_real(r->distance), "farthest", r->far);
-    char *text = o ? json_dumps(o, JSON_REAL_PRECISION(17)) : NULL;
-    json_decref(o);
-    if (!text) // JSON has no NaN
-        return tsr_fail(TSR_ENOMEM, "no report: out of memory, or a gradient is not finite");
-    puts(text);
-    free(text);
-    return 0;
+                          tsr_json_real(r->distance), "farthest", r->far);
+    return tsr_print_json(o);
 }
 
 static int check(struct tsr_check *c, struct report *r, const char *command, const char *scratch,

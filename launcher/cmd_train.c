@@ -15,9 +15,10 @@
 enum { MAX_OVERRIDES = 256 };
 
 static void print_field(const char *path, const char *type, const char *dflt, const char *help,
-                        void *arg) {
+                        bool fixed, void *arg) {
     (void)arg;
-    printf("  %-28s %-26s %s\n%57s%s\n", path, type, dflt, "", help);
+    printf("  %-28s %-26s  %s\n%59s%s%s\n", path, type, dflt, "", help,
+           fixed ? " (fixed on resume)" : "");
 }
 
 static int supervise(const char *command, struct tsr_supervise_opt *opt) {

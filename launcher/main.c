@@ -19,7 +19,7 @@ static const struct {
     {"tokenizer", "train a tokenizer, encode and decode text", tsr_cmd_tokenizer},
     {"data", "build and inspect Megatron-style .bin/.idx data", tsr_cmd_data},
     {"status", "what a training run is doing right now", tsr_cmd_status},
-    {"ckpt", "list, verify and compare checkpoints", tsr_cmd_ckpt},
+    {"ckpt", "list, verify and compare checkpoints; what resharding reads", tsr_cmd_ckpt},
     {"plan", "memory, communication and bubble of a run, before it starts", tsr_cmd_plan},
     {"layout-check", "compare two layouts of a run, down to each gradient", tsr_cmd_layout_check},
     {"doctor", "what is installed and working on this machine", tsr_cmd_doctor},
@@ -33,7 +33,7 @@ static void help(void) {
         "Trains and runs decoder-only language models (the GPT series, LLaMA 1 to 3.2) over many\n"
         "processes, with the same loss to the last bit in every parallel layout.\n\ncommands:\n");
     for (int i = 0; i < N_COMMANDS; i++)
-        printf("  %-12s %s\n", commands[i].name, commands[i].about);
+        printf("  %-13s %s\n", commands[i].name, commands[i].about);
     printf("\n`tessera COMMAND --help` has the details; `tessera --version` the version.\n\n"
            "exit codes:\n"
            "  0   done\n"
@@ -41,7 +41,8 @@ static void help(void) {
            "  3   out of memory, disk or another resource\n"
            "  4   a peer or host failed\n"
            "  5   interrupted, checkpoint written\n"
-           "  70  a bug in tessera\n");
+           "  70  a bug in tessera\n"
+           "  128 + N: `tessera train` was stopped at once by signal N\n");
 }
 
 // What a command printed is there for someone: a full disk must not pass as success.
@@ -53,10 +54,10 @@ static int check_output(int code) {
 }
 
 static int unknown(const char *name) {
-    const char *known[N_COMMANDS];
+    const char *known[N_COMMANDS + 2] = {"--help", "--version"};
     for (int i = 0; i < N_COMMANDS; i++)
-        known[i] = commands[i].name;
-    const char *near = tsr_nearest(name, known, N_COMMANDS);
+        known[2 + i] = commands[i].name;
+    const char *near = tsr_nearest(name, known, N_COMMANDS + 2);
     if (near)
         tsr_fail(TSR_EUSAGE, "unknown command \"%s\"; the nearest is \"%s\"", name, near);
     else

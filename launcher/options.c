@@ -52,7 +52,7 @@ static int set(const struct tsr_option *o, const char *value) {
         return tsr_fail(TSR_EUSAGE, "--%s takes %s, not \"%s\"", o->name,
                         o->kind == TSR_OPT_INT ? "a whole number" : "a number", value);
     if (!(real >= o->min && real <= o->max))
-        return tsr_fail(TSR_EUSAGE, "--%s must be between %g and %g, not %s", o->name, o->min,
+        return tsr_fail(TSR_EUSAGE, "--%s must be between %.10g and %.10g, not %s", o->name, o->min,
                         o->max, value);
     if (o->kind == TSR_OPT_INT)
         *(int64_t *)o->to = whole;
@@ -80,6 +80,8 @@ static int take(const struct tsr_command_line *cl, int argc, char **argv, int *i
         size_t n = eq ? (size_t)(eq - arg - 2) : strlen(arg + 2);
         char name[128];
         snprintf(name, sizeof name, "%.*s", (int)n, arg + 2);
+        if (strcmp(name, "help") == 0)
+            return tsr_fail(TSR_EUSAGE, "--help takes no value");
         o = find(cl, name, strlen(name), 0);
         if (!o)
             return unknown(cl, name, true);
@@ -173,17 +175,22 @@ static int unknown_part(const char *name, const char *list, const struct tsr_par
 
 int tsr_parts_run(const char *command, const char *about, const struct tsr_part *parts, int n_parts,
                   int argc, char **argv) {
-    char list[MAX_LIST];
+    char list[MAX_LIST], full[80];
     TSR_ASSERT(n_parts <= MAX_PARTS);
     list_parts(list, parts, n_parts, false);
     if (argc < 2)
-        return tsr_report(command, tsr_fail(TSR_EUSAGE, "expected %s", list));
+        return tsr_report_once(command, tsr_fail(TSR_EUSAGE, "expected %s", list));
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_parts(command, about, parts, n_parts);
+        if (tsr_comm_env_rank() == 0)
+            print_parts(command, about, parts, n_parts);
         return 0;
     }
-    for (int i = 0; i < n_parts; i++)
-        if (strcmp(argv[1], parts[i].name) == 0)
-            return tsr_report(command, parts[i].run(argc - 1, argv + 1));
-    return tsr_report(command, unknown_part(argv[1], list, parts, n_parts));
+    for (int i = 0; i < n_parts; i++) {
+        if (strcmp(argv[1], parts[i].name) != 0)
+            continue;
+        int rc = parts[i].run(argc - 1, argv + 1);
+        snprintf(full, sizeof full, "%s %s", command, parts[i].name);
+        return rc > 0 ? rc : tsr_report(full, rc);
+    }
+    return tsr_report_once(command, unknown_part(argv[1], list, parts, n_parts));
 }

@@ -33,7 +33,9 @@ int tsr_options_parse(const struct tsr_command_line *cl, int argc, char **argv, 
 
 struct tsr_part {
     const char *name, *about;
-    int (*run)(int argc, char **argv); // takes its own name as argv[0]; 0 or a negative code
+    // Takes its own name as argv[0]. 0, a negative code, or, when it has reported by itself, the
+    // exit code.
+    int (*run)(int argc, char **argv);
 };
 
 // A command of several parts ("tessera ckpt", "Looks at …"): runs the one that argv[1] names, or

@@ -1,8 +1,7 @@
 // How a plan is shown.
-#include <jansson.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include "core/error.h"
+#include "launcher/json_out.h"
 #include "launcher/plan_job.h"
 
 static size_t value_of(const struct tsr_plan_class *c, int purpose) {
@@ -184,11 +183,5 @@ int tsr_plan_print_json(const struct tsr_planned *p) {
         "device_bytes", device_json(&p->room, p->fill.device_bytes), "device_memory_bytes",
         device_json(&p->room, p->room.device_bytes), "memory_bytes", (json_int_t)p->room.host_bytes,
         "fits", p->fits, "advice", advice_json(p));
-    char *text = o ? json_dumps(o, JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(o);
-    if (!text)
-        return tsr_fail(TSR_ENOMEM, "no memory for a report");
-    puts(text);
-    free(text);
-    return 0;
+    return tsr_print_json(o);
 }

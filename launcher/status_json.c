@@ -1,18 +1,12 @@
 // `tessera status --json`.
-#include <jansson.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "core/error.h"
+#include "launcher/json_out.h"
 #include "launcher/status_view.h"
 
 static const char *const PHASE[] = {"start",  "load",      "data", "forward",    "backward",
                                     "reduce", "optimizer", "eval", "checkpoint", "done"};
-
-// JSON has no NaN and no infinity.
-static json_t *real(double v) {
-    return isfinite(v) ? json_real(v) : json_null();
-}
 
 static json_t *whole(uint64_t v) {
     return json_integer((json_int_t)v);
@@ -35,24 +29,24 @@ static json_t *rank_of(const Tessera__Control__RankStatus *r) {
     json_object_set_new(o, "phase", json_string(phase));
     json_object_set_new(o, "micro_batch", whole(r->micro_batch));
     json_object_set_new(o, "collective", whole(r->collective));
-    json_object_set_new(o, "silence_s", real(r->silence_s));
+    json_object_set_new(o, "silence_s", tsr_json_real(r->silence_s));
     return o;
 }
 
 static void put_report(json_t *o, const Tessera__Control__StepReport *r) {
     json_object_set_new(o, "step", whole(r->step));
-    json_object_set_new(o, "loss", real(r->loss));
-    json_object_set_new(o, "grad_norm", real(r->grad_norm));
-    json_object_set_new(o, "lr", real(r->lr));
+    json_object_set_new(o, "loss", tsr_json_real(r->loss));
+    json_object_set_new(o, "grad_norm", tsr_json_real(r->grad_norm));
+    json_object_set_new(o, "lr", tsr_json_real(r->lr));
     json_object_set_new(o, "tokens", whole(r->tokens));
-    json_object_set_new(o, "tokens_per_s", real(r->tokens_per_s));
-    json_object_set_new(o, "mfu", real(r->mfu));
-    json_object_set_new(o, "step_ms", real(r->step_ms));
+    json_object_set_new(o, "tokens_per_s", tsr_json_real(r->tokens_per_s));
+    json_object_set_new(o, "mfu", tsr_json_real(r->mfu));
+    json_object_set_new(o, "step_ms", tsr_json_real(r->step_ms));
     json_object_set_new(o, "skipped", whole(r->skipped));
     json_object_set_new(o, "rollbacks", whole(r->rollbacks));
     json_object_set_new(o, "dropped_sequences", whole(r->dropped_sequences));
     if (r->has_valid_loss)
-        json_object_set_new(o, "valid_loss", real(r->valid_loss));
+        json_object_set_new(o, "valid_loss", tsr_json_real(r->valid_loss));
 }
 
 static void put_live(json_t *o, const Tessera__Control__Status *s) {
@@ -61,7 +55,7 @@ static void put_live(json_t *o, const Tessera__Control__Status *s) {
     json_object_set_new(o, "name", text(s->run_name));
     json_object_set_new(o, "epoch", whole(s->epoch));
     json_object_set_new(o, "restarts", whole(s->restarts));
-    json_object_set_new(o, "uptime_s", real(s->uptime_s));
+    json_object_set_new(o, "uptime_s", tsr_json_real(s->uptime_s));
     json_object_set_new(o, "steps", whole(s->steps));
     json_object_set_new(layout, "tp", whole(s->tp));
     json_object_set_new(layout, "pp", whole(s->pp));
@@ -100,7 +94,7 @@ int tsr_status_json(struct tsr_buf *out, const struct tsr_status_view *v) {
     else
         json_object_set_new(o, "reason", text(v->why));
     if (eta >= 0)
-        json_object_set_new(o, "eta_s", real(eta));
+        json_object_set_new(o, "eta_s", tsr_json_real(eta));
     char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(o);
     if (!line)

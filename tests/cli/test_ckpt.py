@@ -73,6 +73,10 @@ class Ckpt(cli.Case):
         self.assertIn(f"{name}: bytes 0 to {os.path.getsize(target)}: damaged",
                       result.out.decode())
         self.assertIn("config.json: the file is missing", result.out.decode())
+        os.rename(self.step(3) + "/manifest.json", self.step(3) + "/kept.json")
+        out = self.bad(2, "1 problem", "ckpt", "verify", self.step(3)).out.decode()
+        self.assertEqual(out.count(self.step(3)), 1, out)  # the path stands there once
+        os.rename(self.step(3) + "/kept.json", self.step(3) + "/manifest.json")
         found = report(self.bad(2, "damaged", "ckpt", "verify", self.step(3), "--json"))
         self.assertEqual((found["good"], found["step"], len(found["problems"])), (False, 3, 2))
         self.assertEqual({p["file"] for p in found["problems"]}, {name, "config.json"})
@@ -187,6 +191,7 @@ class Ckpt(cli.Case):
                 (("ls",), ["RUN_DIR"]), (("ls", "nowhere"), ["nowhere"]),
                 (("ls", self.step(1)), ["run directory"]),
                 (("verify", "nowhere"), ["nowhere"]), (("verify", self.run_path), ["file"]),
+                (("verify", "."), ["expected a checkpoint's or a run's", "manifest.json"]),
                 (("diff", self.step(1)), ["missing"]),
                 (("diff", self.step(1), "nowhere"), ["nowhere"]),
                 (("reshard", self.step(1)), ["--to"]),

@@ -144,9 +144,11 @@ class Doctor(cli.Case):
         self.assertIn("lacks calls", checks["GPU"]["text"])
 
     def test_folder(self):
-        checks = self.doctor("--folder", "no/such/folder")
+        checks = self.doctor("--folder", "/proc")  # nobody can write there
         self.assertEqual(checks["disk"]["state"], "warn")
-        self.assertIn("no/such/folder", checks["disk"]["text"])
+        self.assertIn("cannot write to /proc", checks["disk"]["text"])
+        self.bad(cli.USAGE, "no/such/folder: expected a folder, found nothing", "doctor", "--folder",
+                 "no/such/folder")
         self.bad(cli.USAGE, "--folders", "doctor", "--folders", "x")
 
 

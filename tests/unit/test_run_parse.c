@@ -325,13 +325,15 @@ static void missing_file(void **state) {
 }
 
 static void count_field(const char *path, const char *type, const char *dflt, const char *help,
-                        void *arg) {
+                        bool fixed, void *arg) {
     int *n = arg;
     assert_true(strchr(path, '.') && *type && *dflt && *help);
     if (strcmp(path, "train.steps") == 0)
         assert_string_equal(dflt, "(required)");
     if (strcmp(path, "train.dropout.ffn") == 0)
         assert_string_equal(type, "number >= 0 and < 1");
+    if (strcmp(path, "run.seed") == 0 || strcmp(path, "train.lr") == 0)
+        assert_int_equal(fixed, path[0] == 'r');
     (*n)++;
 }
 
