@@ -6,18 +6,29 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+// name, one word for it, words for a sentence; numbered as in proto/control.proto
+#define TSR_PHASE_MAP(X)                                                                           \
+    X(START, "start", "start")                                                                     \
+    X(LOAD, "load", "load")                                                                        \
+    X(DATA, "data", "data")                                                                        \
+    X(FORWARD, "forward", "forward")                                                               \
+    X(BACKWARD, "backward", "backward")                                                            \
+    X(REDUCE, "reduce", "gradient reduction")                                                      \
+    X(OPTIMIZER, "optimizer", "optimizer step")                                                    \
+    X(EVAL, "eval", "evaluation")                                                                  \
+    X(CHECKPOINT, "checkpoint", "checkpoint")                                                      \
+    X(DONE, "done", "end")
+
 enum tsr_phase {
-    TSR_PHASE_START,
-    TSR_PHASE_LOAD,
-    TSR_PHASE_DATA,
-    TSR_PHASE_FORWARD,
-    TSR_PHASE_BACKWARD,
-    TSR_PHASE_REDUCE,
-    TSR_PHASE_OPTIMIZER,
-    TSR_PHASE_EVAL,
-    TSR_PHASE_CHECKPOINT,
-    TSR_PHASE_DONE,
+#define X(name, word, words) TSR_PHASE_##name,
+    TSR_PHASE_MAP(X)
+#undef X
+        TSR_N_PHASES
 };
+
+// "optimizer" and "optimizer step"; "unknown" and "an unknown phase" for other numbers.
+const char *tsr_phase_word(uint32_t phase);
+const char *tsr_phase_words(uint32_t phase);
 
 struct tsr_progress {
     _Atomic uint64_t step;        // steps completed

@@ -2,11 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/error.h"
+#include "core/progress.h"
 #include "launcher/json_out.h"
 #include "launcher/status_view.h"
-
-static const char *const PHASE[] = {"start",  "load",      "data", "forward",    "backward",
-                                    "reduce", "optimizer", "eval", "checkpoint", "done"};
 
 static json_t *whole(uint64_t v) {
     return json_integer((json_int_t)v);
@@ -19,14 +17,13 @@ static json_t *text(const char *s) {
 }
 
 static json_t *rank_of(const Tessera__Control__RankStatus *r) {
-    const char *phase = (size_t)r->phase < sizeof PHASE / sizeof *PHASE ? PHASE[r->phase] : "?";
     json_t *o = json_object();
     json_object_set_new(o, "rank", whole(r->rank));
     json_object_set_new(o, "host", text(r->host));
     json_object_set_new(o, "pid", whole(r->pid));
     json_object_set_new(o, "alive", json_boolean(r->alive));
     json_object_set_new(o, "step", whole(r->step));
-    json_object_set_new(o, "phase", json_string(phase));
+    json_object_set_new(o, "phase", json_string(tsr_phase_word((uint32_t)r->phase)));
     json_object_set_new(o, "micro_batch", whole(r->micro_batch));
     json_object_set_new(o, "collective", whole(r->collective));
     json_object_set_new(o, "silence_s", tsr_json_real(r->silence_s));

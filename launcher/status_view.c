@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 #include "core/error.h"
+#include "core/progress.h"
 
 enum { BAR_CELLS = 30 };
 
@@ -13,10 +14,6 @@ struct style {
 static const struct style PLAIN = {"", "", "", "", "", ""};
 static const struct style COLOUR = {"\033[1m",  "\033[2m",  "\033[32m",
                                     "\033[33m", "\033[31m", "\033[0m"};
-
-static const char *const PHASE[] = {"starting",   "loading",   "data",      "forward",
-                                    "backward",   "reduction", "optimizer", "evaluation",
-                                    "checkpoint", "done"};
 
 const Tessera__Control__StepReport *tsr_status_report(const struct tsr_status_view *v) {
     if (v->live && v->live->has_last && v->live->last)
@@ -124,14 +121,13 @@ static int put_rank(struct tsr_buf *b, const Tessera__Control__RankStatus *r,
     char host[64];
     bool late = r->alive && r->silence_s > 1.0;
     clean(host, r->host);
-    const char *phase =
-        (size_t)r->phase < sizeof PHASE / sizeof *PHASE ? PHASE[r->phase] : "unknown";
     return tsr_buf_printf(b,
                           "%4" PRIu32 "  %-16s %8" PRIu64 "  %s%-6s%s %8" PRIu64
                           "  %-10s %11" PRIu32 " %11" PRIu64 " %s%6.1f s%s\n",
                           r->rank, host, r->pid, r->alive ? c->good : c->bad,
-                          r->alive ? "alive" : "gone", c->off, r->step, phase, r->micro_batch,
-                          r->collective, late ? c->warn : "", r->silence_s, late ? c->off : "");
+                          r->alive ? "alive" : "gone", c->off, r->step,
+                          tsr_phase_word((uint32_t)r->phase), r->micro_batch, r->collective,
+                          late ? c->warn : "", r->silence_s, late ? c->off : "");
 }
 
 static int put_ranks(struct tsr_buf *b, const Tessera__Control__Status *s, const struct style *c) {

@@ -221,6 +221,8 @@ static int run(struct tsr_training *tr, const char *path, const char *const *ove
     TSR_TRY(tsr_plan_refuse(j));
     TSR_TRY(prepare(tr));
     int rc = loop(tr);
+    if (rc == 0)
+        j->progress.phase = TSR_PHASE_DONE;
     if (tsr_is_rank0(tr)) {
         if (rc == 0)
             tsr_bar_end(&tr->bar);

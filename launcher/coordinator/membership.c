@@ -5,10 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/error.h"
-#include "core/progress.h"
 #include "launcher/coordinator/coordinator.h"
-
-_Static_assert(TSR_PHASE_DONE + 1 == TSR_N_PHASES, "one measure for each phase");
 
 void tsr_members_free(struct tsr_members *ms) {
     free(ms->v);

@@ -10,11 +10,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "control.pb-c.h"
+#include "core/progress.h"
 
-enum {
-    TSR_MEMBER_HOST = 64, // bytes of a host's name
-    TSR_N_PHASES = 10,    // enum tsr_phase
-};
+enum { TSR_MEMBER_HOST = 64 }; // bytes of a host's name
 
 enum tsr_member_state {
     TSR_MEMBER_ABSENT,

@@ -8,7 +8,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include "core/progress.h"
 #include "launcher/coordinator/membership.h"
 
 static const double TIE_S = 0.4; // heartbeats tell when a rank stopped no better than this
@@ -109,11 +108,7 @@ bool tsr_members_stalled(struct tsr_members *ms, const struct tsr_limits *l, dou
 }
 
 void tsr_member_operation(const struct tsr_member *m, char *out, int n_bytes) {
-    static const char *const names[] = {
-        "start",          "load",       "data",       "forward", "backward", "gradient reduction",
-        "optimizer step", "evaluation", "checkpoint", "end"};
-    _Static_assert(sizeof names / sizeof *names == TSR_N_PHASES, "one name for each phase");
-    const char *phase = m->phase < TSR_N_PHASES ? names[m->phase] : "an unknown phase";
+    const char *phase = tsr_phase_words(m->phase);
     bool micro = m->phase == TSR_PHASE_FORWARD || m->phase == TSR_PHASE_BACKWARD;
     if (micro)
         snprintf(out, (size_t)n_bytes, "%s of micro-batch %" PRIu32 ", collective %" PRIu64, phase,

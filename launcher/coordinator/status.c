@@ -5,6 +5,11 @@
 #include "core/error.h"
 #include "launcher/coordinator/coordinator_private.h"
 
+#define X(name, word, words)                                                                       \
+    _Static_assert(TSR_PHASE_##name == (int)TESSERA__CONTROL__PHASE__PHASE_##name, "phase " word);
+TSR_PHASE_MAP(X)
+#undef X
+
 static void fill_rank(const struct tsr_member *m, int rank, double now,
                       Tessera__Control__RankStatus *out) {
     tessera__control__rank_status__init(out);
