@@ -156,7 +156,9 @@ int tsr_job_close(struct tsr_job *j, int rc) {
     tsr_job_settle(j, rc);
     int speaker = j->comm.culprit ? j->comm.culprit - 1 : 0;
     if (rc < 0 && code != 5 && j->comm.rank == speaker) {
-        if (j->comm.culprit > 1)
+        // What the coordinator says of a save names the rank that failed, whoever hears it first.
+        bool named = strncmp(tsr_error_text(), "rank ", 5) == 0;
+        if (j->comm.culprit > 1 && !named)
             tsr_fail_prefix(rc, "rank %d on %s", j->comm.rank, j->comm.host);
         tsr_report(j->command, rc);
     }

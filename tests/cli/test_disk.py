@@ -65,8 +65,10 @@ class FailingDisk(cli.Case):
         for kind in (FULL, BROKEN):
             for i, at in enumerate(range(1, n + 1, step)):
                 with self.subTest(at=at, kind=kind, ranks=ranks, rank=rank):
-                    self.bad(3, [self.path("run"), TEXTS[kind]], "train", self.run_path,
-                             **self.faulted(at, kind, ranks, rank))
+                    result = self.bad(3, [self.path("run"), TEXTS[kind]], "train", self.run_path,
+                                      **self.faulted(at, kind, ranks, rank))
+                    # whoever hears of it first, the rank that failed is named and no other
+                    self.assertNotRegex(result.errors[0], r"rank \d+ on \S+: rank")
                     self.check_kept()
                     if i % every == 0:
                         self.check_continues(ranks)
