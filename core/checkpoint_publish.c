@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "core/checkpoint_private.h"
 #include "core/error.h"
+#include "core/log.h"
 
 // ---- the plan
 
@@ -257,6 +258,15 @@ static void leave_hint(const struct place *at) {
         tsr_write_file_durable(path, text, (size_t)n);
 }
 
+// What was replaced. The new one is there whatever becomes of it: a folder that can't be removed
+// (its permissions, a file that somebody on NFS still holds open) waits for the next epoch. The
+// note goes last: as long as the temporary is there, it says what that is.
+static void remove_replaced(const struct place *at) {
+    if (tsr_remove_tree(at->tmp) < 0 || tsr_remove_tree(at->old) < 0 ||
+        tsr_remove_tree(at->swap) < 0)
+        tsr_warn("what %s has replaced stays behind: %s", at->dir, tsr_error_text());
+}
+
 int tsr_publish_sync_parent(const struct tsr_publish *p) {
     struct place at;
     TSR_TRY(find_place(&at, p));
@@ -267,9 +277,8 @@ int tsr_publish_sync_parent(const struct tsr_publish *p) {
     TSR_TRY(tsr_fsync_path(at.parent));
     TSR_TRY(tsr_fsync_path(at.run_dir)); // `checkpoints` itself may be new
     leave_hint(&at);
-    TSR_TRY(tsr_remove_tree(at.tmp)); // now the one that was replaced
-    TSR_TRY(tsr_remove_tree(at.old));
-    return tsr_remove_tree(at.swap);
+    remove_replaced(&at);
+    return 0;
 }
 
 int tsr_publish_remove_temporary(const char *run_dir, const char *temporary) {

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "core/error.h"
+#include "core/log.h"
 
 // ---- retention
 
@@ -47,15 +48,21 @@ static int is_good(const char *dir, int64_t step, struct tsr_known_good *known) 
     return rc == 0;
 }
 
-// First out of sight, then away: a crash in between leaves no half checkpoint.
-static int rename_and_remove(const char *parent, const char *path) {
-    char gone[TSR_PATH_MAX], name[300];
+// Out of sight, so that a crash while it is removed leaves no half checkpoint; `gone` is its name.
+static int rename_away(const char *parent, const char *path, char gone[static TSR_PATH_MAX]) {
+    char name[300];
     const char *base = tsr_path_base(path);
     snprintf(name, sizeof name, ".tmp-gone-%s", base + strspn(base, "."));
     TSR_TRY(tsr_path_join(gone, parent, name));
     TSR_TRY(tsr_remove_tree(gone)); // of an earlier try
-    if (rename(path, gone) < 0)
-        return errno == ENOENT ? 0 : tsr_fail_errno(errno, "cannot rename", path);
+    return rename(path, gone) == 0 || errno == ENOENT
+               ? 0
+               : tsr_fail_errno(errno, "cannot rename", path);
+}
+
+static int rename_and_remove(const char *parent, const char *path) {
+    char gone[TSR_PATH_MAX];
+    TSR_TRY(rename_away(parent, path, gone));
     return tsr_remove_tree(gone);
 }
 
@@ -139,6 +146,20 @@ static bool is_older(const char *name, const char *prefix, uint64_t epoch) {
     return e < 0 || (uint64_t)e < epoch;
 }
 
+// What is out of the way may stay for now: a run must not fail to start because of it.
+static void remove_leftover(const char *path) {
+    if (tsr_remove_tree(path) < 0)
+        tsr_warn("a leftover stays behind: %s", tsr_error_text());
+}
+
+// Only the renaming has to succeed: after it an orphan that still writes or renames finds nothing.
+static int fence_temporary(const char *parent, const char *path) {
+    char gone[TSR_PATH_MAX];
+    TSR_TRY(rename_away(parent, path, gone));
+    remove_leftover(gone);
+    return 0;
+}
+
 // ".old-step-N-…" is a checkpoint that was being replaced by rename, rename: it goes back to its
 // name unless its successor has taken it.
 static int put_back_or_remove(const char *run_dir, const char *parent, const char *name,
@@ -146,9 +167,10 @@ static int put_back_or_remove(const char *run_dir, const char *parent, const cha
     char path[TSR_PATH_MAX], old[TSR_PATH_MAX];
     TSR_TRY(tsr_path_join(old, parent, name));
     TSR_TRY(tsr_checkpoint_path(path, run_dir, step));
-    if (tsr_path_exists(path))
-        return tsr_remove_tree(old);
-    return rename(old, path) < 0 ? tsr_fail_errno(errno, "cannot rename to", path) : 0;
+    if (!tsr_path_exists(path))
+        return rename(old, path) < 0 ? tsr_fail_errno(errno, "cannot rename to", path) : 0;
+    remove_leftover(old);
+    return 0;
 }
 
 static int fence_one(const char *run_dir, const char *parent, const char *name, uint64_t epoch) {
@@ -159,12 +181,11 @@ static int fence_one(const char *run_dir, const char *parent, const char *name, 
     if (tsr_ckpt_parse_step(name, ".old-step-", &step, &rest))
         return is_older(name, ".old-step-", epoch) ? put_back_or_remove(run_dir, parent, name, step)
                                                    : 0;
-    if (strncmp(name, ".tmp-gone-", 10) == 0)
-        return tsr_remove_tree(path);
-    if (strncmp(name, ".tmp-swap-", 10) == 0) // of core/checkpoint_publish.c
-        return is_older(name, ".tmp-swap-step-", epoch) ? tsr_remove_tree(path) : 0;
-    if (strncmp(name, ".tmp-", 5) == 0 && is_older(name, ".tmp-step-", epoch))
-        return rename_and_remove(parent, path);
+    bool note = strncmp(name, ".tmp-swap-", 10) == 0; // of core/checkpoint_publish.c
+    if (strncmp(name, ".tmp-gone-", 10) == 0 || (note && is_older(name, ".tmp-swap-step-", epoch)))
+        remove_leftover(path);
+    else if (!note && strncmp(name, ".tmp-", 5) == 0 && is_older(name, ".tmp-step-", epoch))
+        return fence_temporary(parent, path);
     return 0;
 }
 

@@ -95,9 +95,11 @@ int tsr_mkdir_p(const char *path) {
 static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *at) {
     (void)st;
     (void)at;
-    int rc = kind == FTW_DP ? rmdir(path) : unlink(path);
+    int rc = kind == FTW_DP || kind == FTW_DNR ? rmdir(path) : unlink(path);
     if (rc == 0 || errno == ENOENT) // another process may be removing the same tree
         return 0;
+    if (kind == FTW_DNR) // what is in it can't even be listed
+        errno = EACCES;
     return tsr_fail_errno(errno, "cannot remove", path);
 }
 
