@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include <unistd.h>
 #include "core/checkpoint.h"
 #include "core/error.h"
+#include "core/run.h"
 #include "launcher/commands.h"
 #include "launcher/epoch.h"
 #include "launcher/options.h"
@@ -18,8 +20,10 @@ enum { TAIL_BYTES = 1 << 16 };
 
 // ---- what the directory tells
 
+// Null stands for what is not finite.
 static double number(const json_t *o, const char *key) {
-    return json_number_value(json_object_get(o, key));
+    const json_t *v = json_object_get(o, key);
+    return json_is_null(v) ? NAN : json_number_value(v);
 }
 
 static bool parse_metrics(const char *line, size_t n, Tessera__Control__StepReport *r) {
@@ -43,7 +47,14 @@ static bool parse_metrics(const char *line, size_t n, Tessera__Control__StepRepo
     return step > 0;
 }
 
-// The last whole line of metrics.jsonl; of a large file only the end is read.
+// The beginning of the line that ends at `end`.
+static const char *line_before(const char *text, const char *end) {
+    const char *before = memrchr(text, '\n', (size_t)(end - text));
+    return before ? before + 1 : text;
+}
+
+// The last whole line of metrics.jsonl, and the loss of the last evaluation; of a large file only
+// the end is read.
 static int last_metrics(struct tsr_status_view *v) {
     char path[TSR_PATH_MAX], tail[TAIL_BYTES];
     TSR_TRY(tsr_path_join(path, v->run_dir, "metrics.jsonl"));
@@ -58,10 +69,28 @@ static int last_metrics(struct tsr_status_view *v) {
     const char *end = memrchr(tail, '\n', (size_t)(size - at));
     if (!end)
         return 0;
-    const char *before = memrchr(tail, '\n', (size_t)(end - tail));
-    const char *line = before ? before + 1 : tail;
+    const char *line = line_before(tail, end);
     v->has_metrics = parse_metrics(line, (size_t)(end - line), &v->metrics);
+    Tessera__Control__StepReport r = v->metrics;
+    while (!r.has_valid_loss && line > tail) { // the last evaluation is some steps ago
+        end = line - 1;
+        line = line_before(tail, end);
+        parse_metrics(line, (size_t)(end - line), &r);
+    }
+    v->metrics.has_valid_loss = r.has_valid_loss;
+    v->metrics.valid_loss = r.valid_loss;
     return 0;
+}
+
+// How far the run is to go, when its resolved run file is there and whole.
+static void read_steps(struct tsr_status_view *v) {
+    struct tsr_run r;
+    char path[TSR_PATH_MAX];
+    if (tsr_path_join(path, v->run_dir, "config.yaml") < 0 || !tsr_path_exists(path) ||
+        tsr_run_load(&r, path, NULL, 0) < 0)
+        return;
+    v->steps = r.train.steps;
+    tsr_run_free(&r);
 }
 
 static bool holds(const char *dir, const char *name) {
@@ -101,6 +130,7 @@ static int look(struct tsr_status_view *v, char why[static 600],
     }
     v->live = *status;
     TSR_TRY(last_metrics(v));
+    read_steps(v);
     TSR_TRY(found = tsr_checkpoint_latest(v->run_dir, INT64_MAX, &v->committed_step, path));
     v->committed_step = found ? v->committed_step : 0;
     return 0;

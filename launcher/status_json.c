@@ -80,6 +80,7 @@ int tsr_status_json(struct tsr_buf *out, const struct tsr_status_view *v) {
     json_t *o = json_object();
     json_object_set_new(o, "run_dir", text(v->run_dir));
     json_object_set_new(o, "running", json_boolean(v->live != NULL));
+    json_object_set_new(o, "finished", json_boolean(tsr_status_is_finished(v)));
     if (r)
         put_report(o, r);
     else
@@ -88,8 +89,10 @@ int tsr_status_json(struct tsr_buf *out, const struct tsr_status_view *v) {
                         whole(v->live ? v->live->committed_step : (uint64_t)v->committed_step));
     if (v->live)
         put_live(o, v->live);
-    else
+    else if (!tsr_status_is_finished(v))
         json_object_set_new(o, "reason", text(v->why));
+    if (!v->live && v->steps > 0)
+        json_object_set_new(o, "steps", whole((uint64_t)v->steps));
     if (eta >= 0)
         json_object_set_new(o, "eta_s", tsr_json_real(eta));
     char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));

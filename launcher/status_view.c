@@ -21,6 +21,11 @@ const Tessera__Control__StepReport *tsr_status_report(const struct tsr_status_vi
     return v->has_metrics ? &v->metrics : NULL;
 }
 
+bool tsr_status_is_finished(const struct tsr_status_view *v) {
+    return !v->live && v->steps > 0 && v->has_metrics && v->metrics.step >= (uint64_t)v->steps &&
+           v->committed_step >= v->steps;
+}
+
 double tsr_status_eta_s(const struct tsr_status_view *v) {
     const Tessera__Control__StepReport *r = tsr_status_report(v);
     if (!v->live || !r || v->live->steps < r->step || !(r->step_ms >= 0))
@@ -51,6 +56,9 @@ static int put_head(struct tsr_buf *b, const struct tsr_status_view *v, const st
     char name[64], dir[64], age[32];
     const Tessera__Control__Status *s = v->live;
     clean(dir, v->run_dir);
+    if (tsr_status_is_finished(v))
+        return tsr_buf_printf(b, "%s%s%s  %sfinished%s\n", c->bold, v->run_dir, c->off, c->good,
+                              c->off);
     if (!s)
         return tsr_buf_printf(b, "%s%s%s  %snot running%s: %s\n", c->bold, v->run_dir, c->off,
                               c->warn, c->off, v->why);
@@ -65,9 +73,13 @@ static int put_progress(struct tsr_buf *b, const struct tsr_status_view *v, bool
     const Tessera__Control__StepReport *r = tsr_status_report(v);
     uint64_t step = r ? r->step : 0, steps = v->live ? v->live->steps : 0;
     char left[32], bar[BAR_CELLS + 4] = "";
+    if (!v->live && !r)
+        return tsr_buf_printf(b, "step    none was completed\n");
+    if (!v->live && v->steps > 0)
+        return tsr_buf_printf(b, "step    %" PRIu64 " of %" PRId64 "%s\n", step, v->steps,
+                              tsr_status_is_finished(v) ? "" : " was the last");
     if (!v->live)
-        return r ? tsr_buf_printf(b, "step    %" PRIu64 " was the last\n", step)
-                 : tsr_buf_printf(b, "step    none was completed\n");
+        return tsr_buf_printf(b, "step    %" PRIu64 " was the last\n", step);
     if (steps == 0)
         return tsr_buf_printf(b, "step    %" PRIu64 ", no rank has come yet\n", step);
     double part = (double)step / (double)steps;

@@ -20,7 +20,11 @@ struct tsr_status_view {
     bool has_metrics;
     Tessera__Control__StepReport metrics;
     int64_t committed_step; // newest checkpoint in the directory, 0: none
+    int64_t steps;          // of config.yaml, 0: not known
 };
+
+// Whether the run isn't running because its last step is trained and saved.
+bool tsr_status_is_finished(const struct tsr_status_view *v);
 
 // Append to `out`. The text has colours and a bar on a terminal; a JSON object is one line.
 int tsr_status_text(struct tsr_buf *out, const struct tsr_status_view *v, bool terminal);

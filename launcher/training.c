@@ -96,8 +96,8 @@ static void tell(struct tsr_training *tr, const struct tsr_metrics_line *l) {
     r.skipped = (uint64_t)l->skipped;
     r.rollbacks = (uint64_t)l->rollbacks;
     r.dropped_sequences = (uint64_t)l->dropped;
-    r.has_valid_loss = l->valid_loss >= 0.0;
-    r.valid_loss = r.has_valid_loss ? l->valid_loss : 0.0;
+    r.has_valid_loss = tr->has_valid_loss;
+    r.valid_loss = tr->valid_loss;
     r.mfu = l->mfu;
     r.tokens = (uint64_t)l->tokens;
     tsr_agent_step(tr->attachment.agent, &r);
@@ -124,6 +124,10 @@ static int report(struct tsr_training *tr, const struct tsr_step_result *s, doub
                                  .rollbacks = t->guard.rollbacks,
                                  .dropped = t->sequences - t->step * batch,
                                  .valid_loss = valid_loss};
+    if (valid_loss >= 0.0) {
+        tr->valid_loss = valid_loss;
+        tr->has_valid_loss = true;
+    }
     TSR_TRY(tsr_metrics_write(&tr->metrics, &l));
     tell(tr, &l);
     char extra[128];

@@ -15,7 +15,9 @@ struct tsr_training {
     struct tsr_attachment attachment;
     struct tsr_saver *saver;
     struct tsr_bar bar;
-    double peak_flops;  // of all ranks
+    double peak_flops; // of all ranks
+    double valid_loss; // of the last evaluation, when has_valid_loss
+    bool has_valid_loss;
     int64_t saved_step; // of the newest checkpoint that was begun or loaded; -1: none
 };
 

@@ -74,7 +74,8 @@ static void put_step(struct page *p, const Tessera__Control__Status *s) {
     gauge(p, "step", "Steps completed.", (double)l->step);
     gauge(p, "loss", "Training loss of the last step, nats per token.", l->loss);
     if (l->has_valid_loss)
-        gauge(p, "validation_loss", "Loss on held-out data, nats per token.", l->valid_loss);
+        gauge(p, "validation_loss", "Loss on held-out data at the last evaluation, nats per token.",
+              l->valid_loss);
     gauge(p, "gradient_norm", "Norm of the last step's gradients before clipping.", l->grad_norm);
     gauge(p, "learning_rate", "Learning rate of the last step.", l->lr);
     gauge(p, "tokens_per_second", "Tokens trained on per second in the last step.",

@@ -133,6 +133,26 @@ class Checkpoints(cli.Case):
         self.assertEqual(sorted(os.listdir(parent)), ["README"] +
                          [f"step-{n:08d}" for n in range(1, 5)] + ["step-notes"])
 
+    def test_status_without_a_run(self):
+        """The directory tells how far it went; what is not finite is null; the last evaluation
+        counts, however long ago."""
+        def status():
+            return json.loads(self.good("status", self.path("run"), "--json").out)
+        shutil.rmtree(self.step(3))  # trained, but not saved
+        found = status()
+        self.assertEqual((found["running"], found["finished"]), (False, False))
+        self.assertIn("reason", found)
+        self.good("train", self.run_path)
+        found = status()
+        self.assertEqual((found["finished"], found["step"], found["steps"]), (True, 4, 4))
+        self.assertNotIn("reason", found)
+        self.write("run/metrics.jsonl",
+                   '{"step": 3, "loss": 2.5, "valid_loss": 1.25}\n{"step": 4, "loss": null}\n')
+        found = status()
+        self.assertEqual((found["loss"], found["valid_loss"]), (None, 1.25))
+        text = self.good("status", self.path("run")).out.decode()
+        self.assertIn("loss    nan  validation 1.2500", text)
+
     def test_another_run(self):
         """Resuming with what must not change names the field, and leaves the run as it was."""
         before = content(self.path("run"))

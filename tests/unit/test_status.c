@@ -276,6 +276,33 @@ static void a_run_that_is_not_running_says_where_it_stopped(void **state) {
     tsr_buf_free(&json);
 }
 
+static void a_finished_run_says_so(void **state) {
+    struct tsr_status_view v = {.run_dir = "/runs/x", .why = "nobody there", .committed_step = 50};
+    struct tsr_buf done = {0}, unsaved = {0}, json = {0};
+    (void)state;
+    tessera__control__step_report__init(&v.metrics);
+    v.has_metrics = true;
+    v.metrics.step = 50;
+    v.steps = 50;
+    expect_ok(tsr_status_text(&done, &v, false));
+    assert_string_equal(done.data, "/runs/x  finished\nstep    50 of 50\n"
+                                   "loss    0.0000  gradient norm 0  learning rate 0\n"
+                                   "speed   0 tokens/s  0.0 ms a step  MFU 0.0 %\n"
+                                   "saved   step 50\n");
+    expect_ok(tsr_status_json(&json, &v));
+    json_t *o = json_loadb(json.data, json.len, 0, NULL);
+    assert_true(json_is_true(json_object_get(o, "finished")));
+    assert_int_equal(json_integer_value(json_object_get(o, "steps")), 50);
+    json_decref(o);
+    v.committed_step = 40; // killed before its last checkpoint
+    expect_ok(tsr_status_text(&unsaved, &v, false));
+    assert_non_null(strstr(unsaved.data, "not running: nobody there"));
+    assert_non_null(strstr(unsaved.data, "step    50 of 50 was the last"));
+    tsr_buf_free(&done);
+    tsr_buf_free(&unsaved);
+    tsr_buf_free(&json);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, control_setup, control_teardown)
@@ -285,6 +312,7 @@ int main(void) {
         cmocka_unit_test(a_running_run_is_shown),
         cmocka_unit_test(numbers_that_are_none_are_shown_as_such),
         cmocka_unit_test(a_run_that_is_not_running_says_where_it_stopped),
+        cmocka_unit_test(a_finished_run_says_so),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
