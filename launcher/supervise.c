@@ -55,6 +55,8 @@ static int make_token(struct tsr_super *s) {
 static int open_hosts(struct tsr_super *s) {
     if (s->opt->hosts) {
         int rc = tsr_hosts_parse(&s->hosts, s->opt->hosts);
+        if (rc == 0)
+            rc = tsr_super_check_names(s);
         TSR_TRY(rc < 0 ? tsr_fail_prefix(rc, "--hosts") : 0);
     } else {
         TSR_TRY(tsr_hosts_from_slurm(&s->hosts));

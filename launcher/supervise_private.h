@@ -100,6 +100,8 @@ int tsr_super_coordinator_tend(struct tsr_super *s);
 void tsr_super_coordinator_end(struct tsr_super *s, bool in_order);
 
 // ---- supervise_remote.c
+// A host whose name nobody knows is a mistake, not one that is down: TSR_EUSAGE.
+int tsr_super_check_names(const struct tsr_super *s);
 // Asks every other host whether it answers, and ends there what an earlier incarnation left.
 // Fills host_lost.
 int tsr_super_probe_hosts(struct tsr_super *s);

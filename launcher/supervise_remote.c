@@ -18,12 +18,34 @@ enum { AT_ONCE = 64 };
 
 // ---- this machine's address
 
-static int address_towards(const char *name, char out[static TSR_HOST_MAX]) {
+// 0, or a code of getaddrinfo; the caller frees *to.
+static int look_up(const char *name, struct addrinfo **to) {
     const struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_DGRAM};
+    return getaddrinfo(name, "9", &hints, to);
+}
+
+int tsr_super_check_names(const struct tsr_super *s) {
+    for (int i = 0; i < s->hosts.n; i++) {
+        const char *name = s->hosts.items[i].name;
+        struct addrinfo *to;
+        if (tsr_host_is_here(name))
+            continue;
+        int rc = look_up(name, &to);
+        if (rc == 0)
+            freeaddrinfo(to);
+        if (rc == EAI_AGAIN)
+            return 0; // the resolver is away: the name may be good
+        if (rc != 0)
+            return tsr_fail(TSR_EUSAGE, "host %s: %s", name, gai_strerror(rc));
+    }
+    return 0;
+}
+
+static int address_towards(const char *name, char out[static TSR_HOST_MAX]) {
     struct addrinfo *to;
     struct sockaddr_storage own;
     socklen_t n = sizeof own;
-    int rc = getaddrinfo(name, "9", &hints, &to);
+    int rc = look_up(name, &to);
     if (rc != 0)
         return tsr_fail(TSR_EUSAGE, "host %s: %s", name, gai_strerror(rc));
     int fd = socket(to->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);

@@ -24,6 +24,12 @@ class RunFile(cli.Case):
         self.assertFalse(os.path.exists(self.path("run")), "something was written")
         return result
 
+    def test_hosts(self):
+        """A list that can't be read, and a name that no resolver knows (its label is too long)."""
+        run = self.run_file()
+        self.bad(2, ["--hosts", "\"a:0\""], "train", run, "--hosts", "a:0")
+        self.bad(2, ["--hosts", "host " + "a" * 70], "train", run, "--hosts", "a" * 70 + ":2")
+
     def test_files(self):
         self.bad(2, ["none.yaml", "found nothing"], "train", "none.yaml")
         self.bad(2, ["expected a file, found a folder", self.dir], "train", self.dir)
