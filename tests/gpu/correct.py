@@ -59,7 +59,7 @@ def ops(gpu):
 
 
 KERNELS = ("norm", "optim", "elementwise", "tokens", "ranks", "products", "flash", "flash_bwd",
-           "decode", "sample", "attention")
+           "decode", "rounding", "sample", "attention")
 
 
 def kernels(gpu):
@@ -212,14 +212,17 @@ def sanitize(gpu, tool, names):
             return
 
 
+SANITIZED = ["simt_test_backend_ops", *(f"device_test_{name}" for name in (
+    "norm", "tokens", "optim", "elementwise", "flash", "flash_bwd", "decode", "products", "sample",
+    "attention"))]
+
+
 def memcheck(gpu):
-    sanitize(gpu, "memcheck", ["simt_test_backend_ops", "device_test_products", "device_test_flash",
-                               "device_test_flash_bwd", "device_test_decode"])
+    sanitize(gpu, "memcheck", SANITIZED)
 
 
 def racecheck(gpu):
-    sanitize(gpu, "racecheck", ["simt_test_backend_ops", "device_test_products", "device_test_flash",
-                                "device_test_flash_bwd", "device_test_decode"])
+    sanitize(gpu, "racecheck", SANITIZED)
 
 
 def initcheck(gpu):
