@@ -198,11 +198,10 @@ class Case(unittest.TestCase):
             f.write(content)
         return path
 
-    def tokens(self, name, n=4000, vocab=VOCAB, extra=()):
-        """A .bin/.idx pair of `n` made-up tokens in documents of 100; returns its prefix."""
-        ids = [(i * i + 7 * i) % vocab for i in range(n)] + list(extra)
-        sizes = [min(100, len(ids) - at) for at in range(0, len(ids), 100)]
-        pointers = [200 * i for i in range(len(sizes))]
+    def documents(self, name, documents):
+        """Lists of tokens as a .bin/.idx pair (docs/data.md); returns its prefix."""
+        ids, sizes = sum(documents, []), [len(d) for d in documents]
+        pointers = [2 * sum(sizes[:i]) for i in range(len(sizes))]
         self.write(name + ".bin", struct.pack(f"<{len(ids)}H", *ids))
         self.write(name + ".idx", b"MMIDIDX\0\0" + struct.pack("<QB", 1, 8) +
                    struct.pack("<QQ", len(sizes), len(sizes) + 1) +
@@ -210,6 +209,11 @@ class Case(unittest.TestCase):
                    struct.pack(f"<{len(sizes)}q", *pointers) +
                    struct.pack(f"<{len(sizes) + 1}q", *range(len(sizes) + 1)))
         return self.path(name)
+
+    def tokens(self, name, n=4000, vocab=VOCAB, extra=()):
+        """`n` made-up tokens in documents of 100."""
+        ids = [(i * i + 7 * i) % vocab for i in range(n)] + list(extra)
+        return self.documents(name, [ids[at:at + 100] for at in range(0, len(ids), 100)])
 
     def run_file(self, name="run.yaml", run_dir="run", **sections):
         """A run file of a tiny Llama; sections are merged in, and a key of None is left out."""

@@ -143,6 +143,8 @@ class Plan(cli.Case):
         self.assertFalse(plan["fits"])
         fit = [a for a in plan["advice"] if a["fits"]]
         self.assertTrue(fit, plan["advice"])
+        sizes = [a["host_bytes"] for a in plan["advice"]]
+        self.assertEqual(len(sizes), len(set(sizes)), "a change that gains nothing over another")
         for advice in plan["advice"]:
             self.assertLess(advice["host_bytes"], size)
             if "=" in advice["change"] and " on " not in advice["change"]:

@@ -16,6 +16,8 @@
 #include "launcher/coordinator/loop.h"
 #include "launcher/status_view.h"
 
+#define GONE_S 0.2 // beyond lost_s until agents of these tests give up a missing coordinator
+
 static char run_dir[TSR_PATH_MAX];
 static uint64_t run_epoch;
 static struct {
@@ -282,7 +284,7 @@ static inline int rank_open(struct rank *r, int number, const char *where, uint6
                                       .steps = 100,
                                       .progress = &r->progress,
                                       .open_s = open_s,
-                                      .gone_s = 0.2,
+                                      .gone_s = GONE_S,
                                       .end = note_end,
                                       .arg = r};
     *r = (struct rank){.number = number};

@@ -42,8 +42,8 @@ static void test_happy(void **state) {
     (void)state;
     struct rig *r = joined(3);
     assert_int_equal(rig_plan(r, 50, 1), 0);
-    save_status(r, "ready", 3);
     for (int i = 0; i < 3; i++) {
+        save_status(r, "ready", (uint32_t)(3 - i));
         assert_int_equal(rig_count(r, FRAME(SAVE_WRITE)), 0);
         assert_int_equal(rig_ready(r, i, 50, 1), 0);
     }
@@ -51,6 +51,7 @@ static void test_happy(void **state) {
     save_status(r, "write", 3);
     assert_int_equal(rig_vote(r, 0, 50, 1, 1, true), 0);
     assert_int_equal(rig_vote(r, 1, 50, 1, 1, false), 0);
+    save_status(r, "write", 1);
     assert_int_equal(rig_vote(r, 2, 50, 1, 1, true), 0);
     save_status(r, "digest", 1);
     const Tessera__Checkpoint__SaveDigest *d = rig_last(r, RIG_CONN, FRAME(SAVE_DIGEST));

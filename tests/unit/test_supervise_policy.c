@@ -192,6 +192,7 @@ static void test_filter(void **state) {
         {DASHES "a table of the user\n", DASHES "a table of the user\n", ""},
         {"--- three dashes\n", "--- three dashes\n", ""},
         {"-" DASHES "x\n", "-" DASHES "x\n", ""},
+        {"-" NOTICE, "-" NOTICE, ""},         // a line of 75 dashes is somebody else's
         {"text " NOTICE, "text " NOTICE, ""}, // in the middle of a line it is nobody's paragraph
         {DASHES, DASHES, ""},
         {"\r 10% [===", "\r 10% [===", ""},
