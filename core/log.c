@@ -1,6 +1,7 @@
 #include "core/log.h"
 #include "core/error.h"
 #include "core/io.h"
+#include "core/utf8.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -138,41 +139,24 @@ void tsr_log_bar(const char *line) {
     atomic_store(&g.bar, line[0] != 0);
 }
 
-// Length of the UTF-8 character at s (RFC 3629, table 3-7 of Unicode), or 0 when there is none.
-static size_t utf8_char(const unsigned char *s, size_t n) {
-    if (s[0] < 0x80)
-        return 1;
-    size_t len = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : 2;
-    if (s[0] < 0xC2 || s[0] > 0xF4 || len > n)
-        return 0;
-    unsigned lo = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
-    unsigned hi = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
-    if (s[1] < lo || s[1] > hi)
-        return 0;
-    for (size_t i = 2; i < len; i++)
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
-    return len;
-}
-
 // Appends a JSON string (RFC 8259, section 7). What isn't UTF-8 becomes U+FFFD.
 static int append_json(struct tsr_buf *b, const char *text) {
-    const unsigned char *s = (const unsigned char *)text;
     size_t n = strlen(text), i = 0, len;
     int rc = tsr_buf_append(b, "\"", 1);
     for (; i < n && rc == 0; i += len) {
-        len = utf8_char(s + i, n - i);
+        const char *s = text + i;
+        len = tsr_utf8_char(s, n - i);
         if (len == 0) {
             len = 1;
             rc = tsr_buf_append(b, "\\ufffd", 6);
-        } else if (s[i] == '"' || s[i] == '\\') {
-            rc = tsr_buf_printf(b, "\\%c", s[i]);
-        } else if (s[i] == '\n') {
+        } else if (*s == '"' || *s == '\\') {
+            rc = tsr_buf_printf(b, "\\%c", *s);
+        } else if (*s == '\n') {
             rc = tsr_buf_append(b, "\\n", 2);
-        } else if (s[i] < 0x20 || s[i] == 0x7F) {
-            rc = tsr_buf_printf(b, "\\u%04x", s[i]);
+        } else if ((unsigned char)*s < 0x20 || *s == 0x7F) {
+            rc = tsr_buf_printf(b, "\\u%04x", *s);
         } else {
-            rc = tsr_buf_append(b, s + i, len);
+            rc = tsr_buf_append(b, s, len);
         }
     }
     return rc == 0 ? tsr_buf_append(b, "\"", 1) : rc;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "core/error.h"
+#include "core/utf8.h"
 
 // Aliases may repeat a subtree and even contain themselves, so depth and size are bounded here.
 enum { MAX_DEPTH = 32, MAX_JSON_BYTES = 1 << 20, MAX_KEY_BYTES = 200 };
@@ -17,19 +18,6 @@ struct writer {
     bool good;
 };
 
-// Decodes one character of UTF-8 that libyaml has checked.
-static uint32_t next_char(const char **s) {
-    const unsigned char *u = (const unsigned char *)*s;
-    int more = u[0] < 0x80 ? 0 : u[0] < 0xE0 ? 1 : u[0] < 0xF0 ? 2 : 3;
-    static const unsigned char mask[] = {0x7F, 0x1F, 0x0F, 0x07};
-    uint32_t c = u[0] & mask[more];
-    for (int i = 1; i <= more && u[i]; i++)
-        c = c << 6 | (u[i] & 0x3Fu);
-    for (*s += 1; more > 0 && **s; more--)
-        *s += 1;
-    return c;
-}
-
 // Line separators are folded and a byte order mark is refused by YAML, even inside quotes.
 static bool needs_escape(uint32_t c) {
     return c < 0x20 || c == '"' || c == '\\' || (c >= 0x7F && c <= 0xA0) || c == 0x2028 ||
@@ -38,15 +26,16 @@ static bool needs_escape(uint32_t c) {
 
 int tsr_quote(struct tsr_buf *out, const char *s) {
     TSR_TRY(tsr_buf_append(out, "\"", 1));
-    while (*s) {
-        const char *start = s;
-        uint32_t c = next_char(&s);
+    for (size_t n_bytes; *s; s += n_bytes) {
+        bool whole = tsr_utf8_char(s, strnlen(s, 4)) > 0; // a path may be anything
+        uint32_t c = whole ? tsr_utf8_get(s, &n_bytes) : '?';
+        n_bytes = whole ? n_bytes : 1;
         if (c == '"' || c == '\\')
             TSR_TRY(tsr_buf_printf(out, "\\%c", (char)c));
         else if (needs_escape(c))
             TSR_TRY(tsr_buf_printf(out, "\\u%04x", c));
         else
-            TSR_TRY(tsr_buf_append(out, start, (size_t)(s - start)));
+            TSR_TRY(tsr_buf_append(out, s, n_bytes));
     }
     return tsr_buf_append(out, "\"", 1);
 }

@@ -29,6 +29,11 @@ static size_t well_formed(const unsigned char *s, size_t n, size_t *len) {
     return i;
 }
 
+size_t tsr_utf8_char(const char *s, size_t n_bytes) {
+    size_t len, have = well_formed((const unsigned char *)s, n_bytes, &len);
+    return have == len ? len : 0;
+}
+
 size_t tsr_utf8_valid_prefix(const char *s, size_t n_bytes) {
     const unsigned char *p = (const unsigned char *)s;
     size_t i = 0;

@@ -13,6 +13,10 @@ size_t tsr_utf8_put(char out[4], uint32_t code_point);
 // Reads the character at s, which must be valid; *n_bytes is its length.
 uint32_t tsr_utf8_get(const char *s, size_t *n_bytes);
 
+// Length of the well-formed character at the beginning of s[0 .. n_bytes), n_bytes >= 1; 0 when
+// there is none.
+size_t tsr_utf8_char(const char *s, size_t n_bytes);
+
 // Unicode's White_Space property; it is the `\s` of Hugging Face's split patterns.
 bool tsr_utf8_is_space(uint32_t code_point);
 
