@@ -71,7 +71,9 @@ static int write_direct(struct tsr_ckpt_sink *sink, const char *p, uint64_t offs
     return 0;
 }
 
-int tsr_ckpt_sink_write(struct tsr_ckpt_sink *sink, const char *p, uint64_t offset, size_t n) {
+// [offset, offset + n) of memory that begins as far from a page's border as the file's bytes: whole
+// pages by O_DIRECT, the rest through the page cache.
+static int write_to_sink(struct tsr_ckpt_sink *sink, const char *p, uint64_t offset, size_t n) {
     size_t head = (size_t)(TSR_CKPT_PAGE - offset % TSR_CKPT_PAGE) % TSR_CKPT_PAGE;
     size_t pages = head < n ? (n - head) / TSR_CKPT_PAGE * TSR_CKPT_PAGE : 0, done;
     if (sink->direct >= 0 && !atomic_load(&sink->refused) && pages >= MIN_DIRECT &&
@@ -129,7 +131,7 @@ static void *run_jobs(void *arg) {
         struct job j = take_job(io);
         bool skip = io->rc < 0 || io->stop;
         pthread_mutex_unlock(&io->lock);
-        int rc = skip ? 0 : tsr_ckpt_sink_write(j.sink, j.buf + j.lo, j.base + j.lo, j.hi - j.lo);
+        int rc = skip ? 0 : write_to_sink(j.sink, j.buf + j.lo, j.base + j.lo, j.hi - j.lo);
         pthread_mutex_lock(&io->lock);
         if (rc < 0 && io->rc == 0) {
             io->rc = rc;

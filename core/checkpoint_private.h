@@ -126,9 +126,6 @@ int tsr_ckpt_io_drain(struct tsr_ckpt_io *io);
 int tsr_ckpt_sink_open(struct tsr_ckpt_sink *sink, const char *dir, const char *name,
                        bool buffered);
 int tsr_ckpt_sink_close(struct tsr_ckpt_sink *sink); // none open is fine
-// [offset, offset + n) of memory that begins as far from a page's border as the file's bytes: whole
-// pages by O_DIRECT, the rest through the page cache.
-int tsr_ckpt_sink_write(struct tsr_ckpt_sink *sink, const char *p, uint64_t offset, size_t n);
 
 // ---- shares (checkpoint_share.c)
 

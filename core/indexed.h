@@ -29,7 +29,6 @@ enum tsr_idx_dtype {
 // whose tokens don't fit in memory. An id outside [0, vocab): TSR_EDATA.
 int tsr_indexed_add_tokens(struct tsr_indexed_writer *w, const int32_t *tokens, int64_t n);
 int tsr_indexed_end_document(struct tsr_indexed_writer *w);
-int64_t tsr_indexed_written(const struct tsr_indexed_writer *w); // tokens so far
 
 // Checks that every id is in [0, vocab), with a progress line. A wrong one: TSR_EDATA with its
 // position, the id and the vocabulary.

@@ -130,10 +130,6 @@ int tsr_indexed_add_document(struct tsr_indexed_writer *w, const int32_t *tokens
     return tsr_indexed_end_document(w);
 }
 
-int64_t tsr_indexed_written(const struct tsr_indexed_writer *w) {
-    return w->n_tokens;
-}
-
 // Header, lengths, pointers (running sums of the lengths) and borders.
 static int index_bytes(const struct tsr_indexed_writer *w, struct tsr_buf *out) {
     uint64_t n = w->lengths.len / sizeof(int32_t), d = w->borders.len / sizeof(int64_t);

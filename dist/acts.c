@@ -50,8 +50,9 @@ static void place_costly(struct tsr_acts *a, const struct tsr_net *net, struct d
     a->up = elems(arena, net, d.N * d.F);
 }
 
-void tsr_acts_place_all(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
-                        struct tsr_arena *arena) {
+// A full set, for shared use.
+static void place_all(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
+                      struct tsr_arena *arena) {
     struct dims d = dims_of(net, b);
     memset(a, 0, sizeof *a);
     a->x = elems(arena, net, d.Nl * d.C);
@@ -64,7 +65,7 @@ void tsr_acts_place_shared(struct tsr_acts *a, const struct tsr_net *net, const 
                            enum tsr_recompute mode, struct tsr_arena *arena) {
     struct dims d = dims_of(net, b);
     if (mode == TSR_RECOMPUTE_FULL) {
-        tsr_acts_place_all(a, net, b, arena);
+        place_all(a, net, b, arena);
         return;
     }
     memset(a, 0, sizeof *a);

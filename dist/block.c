@@ -20,8 +20,9 @@ static float score_scale(const struct tsr_model *m, int layer) {
     return (float)(m->scores_by_layer ? scale / (layer + 1) : scale);
 }
 
-struct tsr_attn tsr_block_attn(const struct tsr_net *net, const struct tsr_batch *b, int layer,
-                               bool training) {
+// Attention's arguments for this shard and batch.
+static struct tsr_attn attention_of(const struct tsr_net *net, const struct tsr_batch *b, int layer,
+                                    bool training) {
     const struct tsr_model *m = net->m;
     int D = (int)m->head_dim, nq = (int)tsr_range_len(net->q), nkv = (int)tsr_range_len(net->kv);
     return (struct tsr_attn){.q0 = (int)net->q.lo,
@@ -110,7 +111,7 @@ static int attention_forward(struct tsr_net *net, int layer, const struct tsr_ba
     TSR_TRY(tsr_column_linear(net, a->k, h, b->n, P(K_W), P(K_B)));
     TSR_TRY(tsr_column_linear(net, a->v, h, b->n, P(V_W), P(V_B)));
     TSR_TRY(rotate(net, b, a->q, a->k, false));
-    struct tsr_attn attn = tsr_block_attn(net, b, layer, training);
+    struct tsr_attn attn = attention_of(net, b, layer, training);
     TSR_TRY(ops->kv_store(net->ctx, &attn, a->k, a->v));
     TSR_TRY(ops->attention(net->ctx, &attn, a->o, a->lse, a->q, a->k, a->v));
     struct tsr_dropout drop =
@@ -294,7 +295,7 @@ static int join_kv(struct tsr_net *net, const struct tsr_batch *b, struct tsr_wo
 static int attention_core_backward(struct tsr_net *net, int layer, const struct tsr_batch *b,
                                    struct tsr_acts *a, struct tsr_work *w) {
     const struct tsr_ops *ops = net->ctx->ops;
-    struct tsr_attn attn = tsr_block_attn(net, b, layer, true);
+    struct tsr_attn attn = attention_of(net, b, layer, true);
     TSR_TRY(ops->attention_bwd(net->ctx, &attn, net->slots, net->n_slots, w->dq, w->slot_k,
                                w->slot_v, w->part, a->o, a->lse, a->q, a->k, a->v));
     TSR_TRY(join_kv(net, b, w));

@@ -50,9 +50,6 @@ struct tsr_work {
 // reads (TSR_RECOMPUTE_SELECTIVE), or all but x (TSR_RECOMPUTE_FULL).
 void tsr_acts_place(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
                     enum tsr_recompute mode, struct tsr_arena *own, const struct tsr_acts *shared);
-// A full set, for shared use.
-void tsr_acts_place_all(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
-                        struct tsr_arena *arena);
 // The shared part of a mode.
 void tsr_acts_place_shared(struct tsr_acts *a, const struct tsr_net *net, const struct tsr_batch *b,
                            enum tsr_recompute mode, struct tsr_arena *arena);
@@ -78,9 +75,5 @@ int tsr_norm_backward(struct tsr_net *net, const struct tsr_batch *b, tsr_elem *
                       const tsr_elem *dres, const tsr_elem *dy, const tsr_elem *x,
                       const float *mean, const float *rstd, const struct tsr_param *w,
                       const struct tsr_param *bias);
-
-// Attention's arguments for this shard and batch.
-struct tsr_attn tsr_block_attn(const struct tsr_net *net, const struct tsr_batch *b, int layer,
-                               bool training);
 
 #endif

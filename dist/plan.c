@@ -291,13 +291,6 @@ void tsr_plan_close(struct tsr_plan *p) {
     *p = (struct tsr_plan){0};
 }
 
-size_t tsr_plan_sum(const struct tsr_plan *p, int first, int n) {
-    size_t sum = 0;
-    for (int r = first; r < first + n && r < p->mesh.world; r++)
-        sum += p->classes[p->class_of[r]].total;
-    return sum;
-}
-
 const struct tsr_plan_class *tsr_plan_largest(const struct tsr_plan *p) {
     int best = 0;
     for (int k = 1; k < p->n_classes; k++)

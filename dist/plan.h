@@ -44,8 +44,6 @@ int tsr_plan_rank(struct tsr_memory *out, uint64_t sent[TSR_N_TRAFFIC], const st
                   const struct tsr_model *m, const struct tsr_mesh *mesh, int rank,
                   const struct tsr_plan_opt *opt);
 
-// Bytes of ranks [first, first + n) together.
-size_t tsr_plan_sum(const struct tsr_plan *p, int first, int n);
 // The class with most bytes a rank.
 const struct tsr_plan_class *tsr_plan_largest(const struct tsr_plan *p);
 

@@ -36,7 +36,7 @@ static void settle_open(struct tsr_agent *a, enum tsr_agent_state state, int cod
     uv_mutex_unlock(&a->lock);
 }
 
-void tsr_agent_end(struct tsr_agent *a, int exit_code, const char *reason) {
+static void end_run(struct tsr_agent *a, int exit_code, const char *reason) {
     if (!a->opt.end) {
         tsr_error("%s", reason);
         _exit(exit_code);
@@ -79,7 +79,7 @@ static void on_stop(struct tsr_agent *a, const Tessera__Control__Stop *m) {
         if (atomic_exchange(&a->opt.progress->stop, 1) == 0 && a->opt.rank == 0)
             tsr_info("stopping after this step: %s", m->reason);
     } else if (a->opt.end) {
-        tsr_agent_end(a, (int)m->exit_code, m->reason);
+        end_run(a, (int)m->exit_code, m->reason);
     } else {
         tsr_debug("stopping: %s", m->reason);
         _exit((int)m->exit_code); // whoever found the failure has said why
@@ -127,7 +127,7 @@ static void on_ended(void *arg, int code) {
                  "rank %d is of incarnation %" PRIu64 " of the run, and incarnation %" PRIu64
                  " has taken over",
                  a->opt.rank, a->opt.epoch, epoch);
-        tsr_agent_end(a, tsr_exit_code(TSR_EPEER), reason);
+        end_run(a, tsr_exit_code(TSR_EPEER), reason);
     } else if (first && (orphan || code == TSR_EREQUEST)) {
         tsr_fail(TSR_EPEER, "rank %d: %s", a->opt.rank, reason);
         settle_open(a, TSR_AGENT_FAILED, TSR_EPEER);
@@ -187,7 +187,7 @@ static void pass_without(struct tsr_agent *a, double now, double dt) {
         snprintf(reason, sizeof reason, "rank %d found no coordinator for %.1f s, giving up: %s",
                  a->opt.rank, a->down_s, a->last_reason);
         tsr_end_daemon();
-        tsr_agent_end(a, tsr_exit_code(TSR_EPEER), reason);
+        end_run(a, tsr_exit_code(TSR_EPEER), reason);
     } else if (!a->link && now >= a->retry_at) {
         connect_again(a);
     }
@@ -203,7 +203,7 @@ static void ask_transport(struct tsr_agent *a, double now) {
     if (rc < 0 && a->peer_failed_at == 0)
         a->peer_failed_at = now;
     else if (rc < 0 && now - a->peer_failed_at > a->opt.peer_s)
-        tsr_agent_end(a, tsr_exit_code(rc), tsr_error_text());
+        end_run(a, tsr_exit_code(rc), tsr_error_text());
 }
 
 void tsr_agent_link_pass(struct tsr_agent *a) {

@@ -117,7 +117,6 @@ struct tsr_agent {
 void tsr_agent_link_pass(struct tsr_agent *a); // after each round of the loop
 void tsr_agent_send(struct tsr_agent *a, uint16_t type, const ProtobufCMessage *m);
 void tsr_agent_beat(struct tsr_agent *a);
-void tsr_agent_end(struct tsr_agent *a, int exit_code, const char *reason);
 
 // agent_save.c
 void tsr_agent_save_begin(struct tsr_agent *a, const struct tsr_agent_save *wanted);

@@ -130,8 +130,10 @@ static int collect(struct whole *w, const struct tsr_gradients *g) {
                     (long long)w->n_here);
 }
 
-int tsr_gradients_read(const struct tsr_gradients *g, const struct tsr_tensor *t, float *out,
-                       struct tsr_first *clash) {
+// The whole tensor, rows x cols. Returns 1 and fills `clash` when two ranks disagree about an
+// element, 0, or TSR_EDATA when some element is in no file.
+static int read_whole(const struct tsr_gradients *g, const struct tsr_tensor *t, float *out,
+                      struct tsr_first *clash) {
     struct whole w = {.t = t, .v = out, .clash = clash};
     w.here = calloc((size_t)(t->rows * t->cols) + 1, 1);
     if (!w.here)
@@ -185,8 +187,8 @@ static int compare_tensor(struct tsr_difference *d, const struct tsr_gradients *
     struct tsr_first first = {0};
     int within = 0;
     for (int k = 0; k < 2; k++) {
-        struct tsr_first clash;
-        int rc = tsr_gradients_read(g[k], t, v[k], &clash);
+        struct tsr_first clash = {0};
+        int rc = read_whole(g[k], t, v[k], &clash);
         TSR_TRY(rc);
         if (rc == 1 && !within) {
             within = k + 1;

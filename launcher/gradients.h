@@ -23,11 +23,6 @@ struct tsr_first {
     float a, b;
 };
 
-// The whole tensor, rows x cols. Returns 1 and fills `clash` when two ranks disagree about an
-// element, 0, or TSR_EDATA when some element is in no file.
-int tsr_gradients_read(const struct tsr_gradients *g, const struct tsr_tensor *t, float *out,
-                       struct tsr_first *clash);
-
 struct tsr_difference {
     double loss[2], grad_norm[2]; // of the two layouts
     int n_tensors, n_different;   // gradients compared, and those of them that differ in some bit

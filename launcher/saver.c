@@ -18,7 +18,7 @@ struct tsr_saver {
     struct tsr_agent *agent;
     char run_dir[TSR_PATH_MAX], source_dir[TSR_PATH_MAX], tokenizer_dir[TSR_PATH_MAX]; // "": none
     uint64_t epoch;
-    double timeout_s, stall_s;
+    double timeout_s;
     bool direct;
     struct tsr_snapshot *snapshot;
     uint32_t attempt;
@@ -202,7 +202,6 @@ static int copy_state(struct tsr_saver *s, const struct tsr_state *state) {
 }
 
 int tsr_saver_save(struct tsr_saver *s, const struct tsr_state *state, bool wait) {
-    double begun = tsr_now();
     TSR_ASSERT(wait || !s->direct);
     TSR_TRY(tsr_saver_wait(s));
     TSR_TRY(tsr_snapshot_take(s->snapshot));
@@ -214,7 +213,6 @@ int tsr_saver_save(struct tsr_saver *s, const struct tsr_state *state, bool wait
         set_in_flight(s, false);
         return rc;
     }
-    s->stall_s = tsr_now() - begun;
     return wait ? tsr_saver_wait(s) : 0;
 }
 
@@ -223,8 +221,4 @@ int64_t tsr_saver_committed(struct tsr_saver *s) {
     int64_t step = s->committed;
     pthread_mutex_unlock(&s->lock);
     return step;
-}
-
-double tsr_saver_stall_s(const struct tsr_saver *s) {
-    return s->stall_s;
 }

@@ -45,8 +45,4 @@ int tsr_saver_wait(struct tsr_saver *s);
 // Step of the newest checkpoint that was committed through this saver; -1: none.
 int64_t tsr_saver_committed(struct tsr_saver *s);
 
-// Seconds that training waited in the last save: for the one before it, if that was still in
-// flight, and for the snapshot; not for its own way to the disk.
-double tsr_saver_stall_s(const struct tsr_saver *s);
-
 #endif

@@ -123,7 +123,8 @@ static int check_message(const ProtobufCMessageDescriptor *d, struct wire w) {
     return 0;
 }
 
-int tsr_frame_check(const struct tsr_frame_kind *kind, const uint8_t *payload, size_t n_bytes) {
+// 0 or TSR_EREQUEST; the text names the field.
+static int check_frame(const struct tsr_frame_kind *kind, const uint8_t *payload, size_t n_bytes) {
     if (n_bytes == 0)
         return 0; // all fields have their default values
     return check_message(kind->descriptor, (struct wire){payload, payload + n_bytes});
@@ -133,7 +134,7 @@ int tsr_frame_unpack(const struct tsr_frame_kind *kind, const uint8_t *payload, 
                      struct tsr_unpack_alloc *a, ProtobufCMessage **out) {
     const char *name = kind->descriptor->short_name;
     tsr_unpack_alloc_init(a, n_bytes);
-    TSR_TRY(tsr_frame_check(kind, payload, n_bytes));
+    TSR_TRY(check_frame(kind, payload, n_bytes));
     *out = protobuf_c_message_unpack(kind->descriptor, &a->base, n_bytes, payload);
     if (*out)
         return 0;

@@ -18,9 +18,6 @@ enum {
     TSR_MAX_TEXT = 8192,  // bytes of one string: the longest error text and its NUL
 };
 
-// 0 or TSR_EREQUEST; the text names the field.
-int tsr_frame_check(const struct tsr_frame_kind *kind, const uint8_t *payload, size_t n_bytes);
-
 // Checks and unpacks. Free with protobuf_c_message_free_unpacked(*out, &a->base); `a` is
 // initialised here. TSR_EREQUEST (also: needs more memory than its size allows), TSR_ENOMEM.
 int tsr_frame_unpack(const struct tsr_frame_kind *kind, const uint8_t *payload, size_t n_bytes,

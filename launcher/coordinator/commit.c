@@ -26,7 +26,7 @@ bool tsr_coord_disk(struct tsr_coord *c, enum tsr_disk_step step, struct tsr_sav
 
 // ---- outcomes
 
-void tsr_coord_remember(struct tsr_coord *c, const struct tsr_outcome *o) {
+static void remember(struct tsr_coord *c, const struct tsr_outcome *o) {
     c->outcomes[c->n_outcomes++ % TSR_COORD_OUTCOMES] = *o;
     if (o->attempt > c->newest_attempt)
         c->newest_attempt = o->attempt;
@@ -62,7 +62,7 @@ static void end(struct tsr_coord *c, const struct tsr_outcome *o) {
     struct tsr_save *s = c->save;
     s->ended = true;
     c->save = NULL;
-    tsr_coord_remember(c, o);
+    remember(c, o);
     tsr_coord_tell_outcome(c, -1, o);
     tsr_save_unref(s);
 }
@@ -113,7 +113,7 @@ void tsr_coord_save_heard(struct tsr_coord *c, const struct tsr_outcome *o) {
         end(c, o);
         return;
     }
-    tsr_coord_remember(c, o);
+    remember(c, o);
     if (s && s->out.attempt < o->attempt)
         tsr_coord_abort(c, 4, "attempt %" PRIu32 " is over already", o->attempt);
 }

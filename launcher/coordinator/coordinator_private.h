@@ -101,7 +101,6 @@ void tsr_coord_commit(struct tsr_coord *c); // all digests are known
 // Ends the save in flight; one that was published can't be aborted and stays.
 __attribute__((format(printf, 3, 4))) void tsr_coord_abort(struct tsr_coord *c, uint32_t exit_code,
                                                            const char *fmt, ...);
-void tsr_coord_remember(struct tsr_coord *c, const struct tsr_outcome *o);
 const struct tsr_outcome *tsr_coord_outcome(const struct tsr_coord *c, uint64_t step,
                                             uint32_t attempt); // NULL: not known
 void tsr_coord_tell_outcome(struct tsr_coord *c, int rank, const struct tsr_outcome *o);
