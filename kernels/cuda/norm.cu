@@ -188,10 +188,11 @@ template <class T> static int plan_rows(int c, int arrays, int *threads, size_t 
     int most = 0;
     TSR_TRY(max_shared_bytes(&most));
     if (*bytes > (size_t)most)
-        return tsr_fail(TSR_EUSAGE,
-                        "device: a norm of rows of %d elements of %zu bytes needs %zu bytes of shared "
-                        "memory, a block of this device has at most %d",
-                        c, sizeof(T), *bytes, most);
+        return tsr_fail(
+            TSR_EUSAGE,
+            "device: a norm of rows of %d elements of %zu bytes needs %zu bytes of shared "
+            "memory, a block of this device has at most %d",
+            c, sizeof(T), *bytes, most);
     return 0;
 }
 

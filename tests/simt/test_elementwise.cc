@@ -20,9 +20,8 @@ template <class T> static void test_act(void **) {
                 both<T> y = blank<T>(n), dx = blank<T>(n);
                 if (n > 100) {
                     for (size_t i = 0; i < 6; i++) {
-                        const float least = sizeof(T) == 4 || dtype_of<T> == TSR_DT_BF16
-                                                ? -3e38f
-                                                : -65504.0f;
+                        const float least =
+                            sizeof(T) == 4 || dtype_of<T> == TSR_DT_BF16 ? -3e38f : -65504.0f;
                         const float edge[] = {INFINITY, 1e4f, -1e4f, 0.0f, least, least / 2};
                         x.dev[i] = from_float<T>(edge[i]);
                         x.cpu[i] = to_float(x.dev[i]);

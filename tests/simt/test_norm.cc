@@ -143,8 +143,8 @@ static void test_refusals(void **) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST_TYPES(test_forward), TEST_TYPES(test_add_norm),
-                                       TEST_TYPES(test_backward), TEST_TYPES(test_columns),
+    const struct CMUnitTest tests[] = {TEST_TYPES(test_forward),      TEST_TYPES(test_add_norm),
+                                       TEST_TYPES(test_backward),     TEST_TYPES(test_columns),
                                        TEST_TYPES(test_long_columns), TEST(test_refusals)};
     return run_in_both_orders(tests);
 }
