@@ -121,7 +121,8 @@ static int parse(struct tsr_ckpt_manifest *m, const json_t *root, const char *wh
     const json_t *step = json_object_get(root, "step");
     const json_t *range = json_object_get(root, "range_bytes");
     if (!format || strcmp(format, FORMAT) != 0)
-        return tsr_fail(TSR_EMODEL, "%s: expected `format` to be " FORMAT, where);
+        return tsr_fail(TSR_EMODEL, "%s: expected `format` to be " FORMAT ", found %.100s", where,
+                        format ? format : "none");
     if (!json_is_integer(step) || json_integer_value(step) < 0)
         return tsr_fail(TSR_EMODEL, "%s: expected `step` to be an integer of at least 0", where);
     if (!json_is_integer(range) || json_integer_value(range) < 1)

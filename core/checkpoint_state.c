@@ -135,8 +135,11 @@ int tsr_state_to_json(const struct tsr_state *s, struct tsr_buf *out) {
 
 static int parse_state(struct tsr_state *s, const json_t *root, const char *where) {
     const json_t *version = json_object_get(root, "version");
-    if (!json_is_integer(version) || json_integer_value(version) != 1)
+    if (!json_is_integer(version))
         return tsr_fail(TSR_EMODEL, "%s: expected `version` to be 1", where);
+    if (json_integer_value(version) != 1)
+        return tsr_fail(TSR_EMODEL, "%s: expected `version` to be 1, found %" PRId64, where,
+                        (int64_t)json_integer_value(version));
     for (size_t i = 0; i < N_FIELDS; i++) {
         const json_t *v = json_object_get(root, fields[i].key);
         json_int_t n = json_integer_value(v);

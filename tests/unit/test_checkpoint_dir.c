@@ -252,6 +252,8 @@ static void test_wrong_state(void **state) {
     write_text(path, "{\"version\":1,\"step\":1,\"updates\":1,\"sequences\":1,\"seed\":1,"
                      "\"virtual_shards\":1,\"virtual_replicas\":1,\"n_params\":1,\"run\":7}");
     expect_error(tsr_state_read(&s, x.dir), TSR_EMODEL, "`run`");
+    write_text(path, "{\"version\":2}");
+    expect_error(tsr_state_read(&s, x.dir), TSR_EMODEL, "expected `version` to be 1, found 2");
     static const char *const texts[] = {"", "[]", "{", "{\"version\":1,\"version\":1}"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         write_text(path, texts[i]);
