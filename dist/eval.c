@@ -81,7 +81,8 @@ static int run_all(struct eval *e, tsr_sequence_fn sequence, void *arg) {
         TSR_TRY(tsr_trainer_load(t, b, 0, counted ? (uint64_t)first : 0, sequence, arg));
         TSR_TRY(run_micro_batch(e, b, first, counted));
     }
-    return t->net.comm->ops->wait(t->net.ctx, t->net.comm, &e->send);
+    TSR_TRY(t->net.comm->ops->wait(t->net.ctx, t->net.comm, &e->send));
+    return t->net.ctx->ops->sync(t->net.ctx); // hosts meet next: none with a message on its device
 }
 
 int tsr_trainer_eval(struct tsr_trainer *t, tsr_sequence_fn sequence, void *arg, int64_t n,
