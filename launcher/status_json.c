@@ -91,8 +91,8 @@ int tsr_status_json(struct tsr_buf *out, const struct tsr_status_view *v) {
         put_live(o, v->live);
     else if (!tsr_status_is_finished(v))
         json_object_set_new(o, "reason", text(v->why));
-    if (!v->live && v->steps > 0)
-        json_object_set_new(o, "steps", whole((uint64_t)v->steps));
+    if (!v->live)
+        json_object_set_new(o, "steps", v->steps > 0 ? whole((uint64_t)v->steps) : json_null());
     if (eta >= 0)
         json_object_set_new(o, "eta_s", tsr_json_real(eta));
     char *line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));
