@@ -49,6 +49,7 @@ static void take_status(struct tsr_super *s, const Tessera__Control__Status *m) 
 
 static int on_message(void *arg, uint16_t type, const ProtobufCMessage *m) {
     struct tsr_super *s = arg;
+    s->heard_s = tsr_now();
     if (type == TESSERA__CONTROL__FRAME_TYPE__FRAME_FAILED)
         tell_failure(s, (const Tessera__Control__Failed *)m);
     if (type == TESSERA__CONTROL__FRAME_TYPE__FRAME_STATUS)
@@ -191,6 +192,8 @@ static int start(struct tsr_super *s) {
     if (s->coordinator.ended)
         return start_failed(s);
     TSR_TRY(find_address(s));
+    s->heard_s = s->tended_s = tsr_now();
+    s->is_silent = false;
     connect_link(s);
     return 0;
 }
@@ -220,6 +223,20 @@ static bool has_finished(struct tsr_super *s, double now) {
     return now - s->alone_s < ALONE_S;
 }
 
+// One that is stopped or hangs must go before the ranks give it up. What it does on disks it does
+// on threads, so a sound one answers within a moment. While we slept ourselves nobody was heard.
+static void end_silent(struct tsr_super *s, double now) {
+    double limit_s = (double)s->opt->run->supervise.lost_ms * 1e-3 + ASK_S;
+    if (now - s->tended_s > ASK_S)
+        s->heard_s += now - s->tended_s;
+    s->tended_s = now;
+    if (s->is_silent || now - s->heard_s < limit_s)
+        return;
+    tsr_warn("the coordinator does not answer for %.1f s: it is killed", now - s->heard_s);
+    kill(s->coordinator.pid, SIGKILL);
+    s->is_silent = true;
+}
+
 int tsr_super_coordinator_tend(struct tsr_super *s) {
     double now = tsr_now();
     drain(s);
@@ -238,6 +255,7 @@ int tsr_super_coordinator_tend(struct tsr_super *s) {
             tsr_link_abort(s->link);
         return start(s);
     }
+    end_silent(s, now);
     if (s->link)
         say(s, s->all_joined ? ASK_S : JOIN_ASK_S);
     else if (now - s->link_s > RECONNECT_S)

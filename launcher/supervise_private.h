@@ -52,6 +52,8 @@ struct tsr_super {
     struct tsr_address address;
     struct tsr_link *link;
     double link_s, asked_s, stop_said_s;
+    double heard_s, tended_s; // when the coordinator said something, when it was last tended
+    bool is_silent;           // and was killed for it
     Tessera__Control__Hello hello;
     int ready_pipe; // the coordinator's standard output, or -1
     bool failed;    // a Failed came

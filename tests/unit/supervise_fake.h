@@ -6,6 +6,7 @@
 //   exit=N     ends with that code            kill       ends by SIGKILL
 //   report     the coordinator says that rank 0 failed
 //   nocoord    the coordinator ends by SIGKILL, once
+//   stopcoord  the coordinator stops by SIGSTOP, once
 //   orphan     starts a process in a session of its own that stays
 //   freeze     stops mpirun by SIGSTOP
 //   hang       does nothing until the coordinator was told Stop, then exits with 5
@@ -137,6 +138,10 @@ static inline void fake_watch(struct fake *f) {
         unlink_in(f->dir, "nocoord");
         raise(SIGKILL);
     }
+    if (there(f->dir, "stopcoord")) {
+        unlink_in(f->dir, "stopcoord");
+        raise(SIGSTOP);
+    }
 }
 
 static inline int fake_listen(int *port) {
@@ -199,7 +204,8 @@ static inline void do_word(const char *dir, const char *word) {
         _exit(atoi(value + 1));
     } else if (strcmp(word, "kill") == 0) {
         raise(SIGKILL);
-    } else if (strcmp(word, "report") == 0 || strcmp(word, "nocoord") == 0) {
+    } else if (strcmp(word, "report") == 0 || strcmp(word, "nocoord") == 0 ||
+               strcmp(word, "stopcoord") == 0) {
         append(dir, word, "");
     } else if (strcmp(word, "freeze") == 0) {
         kill(getppid(), SIGSTOP);

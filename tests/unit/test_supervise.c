@@ -232,6 +232,14 @@ static void test_coordinator_dies(void **state) {
     forget(&o);
 }
 
+static void test_coordinator_hangs(void **state) {
+    (void)state;
+    struct outcome o = run_script("sleep=0.2 stopcoord sleep=6 exit=0", 0, 1);
+    assert_says(&o, "the coordinator does not answer for ");
+    assert_says(&o, "the coordinator ended with exit code 137 and is started again");
+    forget(&o);
+}
+
 static void test_orphan(void **state) {
     (void)state;
     struct outcome o = run_script("orphan kill\norphan exit=0", 0, 2);
@@ -320,10 +328,19 @@ int main(int argc, char **argv) {
         return fake_rank(argc, argv);
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, scratch_teardown)
     const struct CMUnitTest tests[] = {
-        CASE(test_final_codes), CASE(test_restarts),         CASE(test_gives_up),
-        CASE(test_bug),         CASE(test_elastic),          CASE(test_vanished),
-        CASE(test_failed),      CASE(test_coordinator_dies), CASE(test_orphan),
-        CASE(test_stop),        CASE(test_stop_at_once),     CASE(test_killed),
+        CASE(test_final_codes),
+        CASE(test_restarts),
+        CASE(test_gives_up),
+        CASE(test_bug),
+        CASE(test_elastic),
+        CASE(test_vanished),
+        CASE(test_failed),
+        CASE(test_coordinator_dies),
+        CASE(test_coordinator_hangs),
+        CASE(test_orphan),
+        CASE(test_stop),
+        CASE(test_stop_at_once),
+        CASE(test_killed),
         CASE(test_only_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
