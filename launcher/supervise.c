@@ -114,8 +114,9 @@ static void tell_start(const struct tsr_super *s, const struct tsr_layout3 *l) {
 // The exit code of one incarnation; a negative code when it could not be started at all.
 static int run_once(struct tsr_super *s, int *code) {
     const char *run_dir = s->opt->run->run.dir;
-    if (s->restarts > 0) // somebody else may have taken the run over since
-        TSR_TRY(tsr_epoch_check(run_dir, s->epoch));
+    int rc = s->restarts > 0 ? tsr_epoch_check(run_dir, s->epoch) : 0;
+    s->is_superseded = rc < 0; // somebody else has taken the run over since
+    TSR_TRY(rc);
     TSR_TRY(tsr_super_probe_hosts(s));
     int i = tsr_policy_choose(&s->policy, ranks_that_fit(s));
     if (i < 0) {
@@ -159,8 +160,9 @@ static int run_all(struct tsr_super *s) {
             return 128 + s->signal;
         if (rc < 0 && s->n_signals > 0)
             return TSR_EXIT_INTERRUPTED;
-        // What the environment does may pass; a user's mistake or a full disk won't.
-        if (rc < 0 && tsr_exit_code(rc) != TSR_EXIT_PEER)
+        // What the environment does may pass; a user's mistake, a full disk or another supervisor,
+        // whose checkpoints are not our progress, won't.
+        if (rc < 0 && (s->is_superseded || tsr_exit_code(rc) != TSR_EXIT_PEER))
             return rc;
         struct tsr_end end = {code, s->n_signals > 0, s->joined, tsr_super_committed(s)};
         struct tsr_verdict v = tsr_policy_after(&s->policy, &end);

@@ -31,6 +31,7 @@ struct tsr_super {
     struct tsr_hosts hosts;
     bool *host_lost; // per host
     uint64_t restarts;
+    bool is_superseded; // another supervisor began a newer incarnation
 
     uv_loop_t loop;
     bool loop_is_open;

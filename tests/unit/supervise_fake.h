@@ -7,6 +7,7 @@
 //   report     the coordinator says that rank 0 failed
 //   nocoord    the coordinator ends by SIGKILL, once
 //   stopcoord  the coordinator stops by SIGSTOP, once
+//   takeover   another supervisor begins an incarnation
 //   orphan     starts a process in a session of its own that stays
 //   freeze     stops mpirun by SIGSTOP
 //   hang       does nothing until the coordinator was told Stop, then exits with 5
@@ -207,6 +208,10 @@ static inline void do_word(const char *dir, const char *word) {
     } else if (strcmp(word, "report") == 0 || strcmp(word, "nocoord") == 0 ||
                strcmp(word, "stopcoord") == 0) {
         append(dir, word, "");
+    } else if (strcmp(word, "takeover") == 0) {
+        uint64_t epoch;
+        if (tsr_epoch_take(dir, &epoch) < 0)
+            abort();
     } else if (strcmp(word, "freeze") == 0) {
         kill(getppid(), SIGSTOP);
     } else if (strcmp(word, "orphan") == 0) {

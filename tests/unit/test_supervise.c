@@ -175,6 +175,15 @@ static void test_gives_up(void **state) {
     forget(&o);
 }
 
+// On a file system without locks two supervisors may meet: the older one leaves at once.
+static void test_taken_over(void **state) {
+    (void)state;
+    struct outcome o = run_script("takeover commit=7 kill", 4, 1);
+    assert_says(&o, "this is incarnation 1 of the run, and incarnation 2 has taken over");
+    assert_null(strstr(strstr(o.err, "restart 1 of") + 1, "restart "));
+    forget(&o);
+}
+
 static void test_bug(void **state) {
     (void)state;
     struct outcome o = run_script("exit=70", 70, 2);
@@ -328,20 +337,11 @@ int main(int argc, char **argv) {
         return fake_rank(argc, argv);
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, scratch_teardown)
     const struct CMUnitTest tests[] = {
-        CASE(test_final_codes),
-        CASE(test_restarts),
-        CASE(test_gives_up),
-        CASE(test_bug),
-        CASE(test_elastic),
-        CASE(test_vanished),
-        CASE(test_failed),
-        CASE(test_coordinator_dies),
-        CASE(test_coordinator_hangs),
-        CASE(test_orphan),
-        CASE(test_stop),
-        CASE(test_stop_at_once),
-        CASE(test_killed),
-        CASE(test_only_one),
+        CASE(test_final_codes),       CASE(test_restarts), CASE(test_gives_up),
+        CASE(test_taken_over),        CASE(test_bug),      CASE(test_elastic),
+        CASE(test_vanished),          CASE(test_failed),   CASE(test_coordinator_dies),
+        CASE(test_coordinator_hangs), CASE(test_orphan),   CASE(test_stop),
+        CASE(test_stop_at_once),      CASE(test_killed),   CASE(test_only_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
