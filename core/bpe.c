@@ -1,5 +1,6 @@
 #include "core/bpe.h"
 #include "core/error.h"
+#include "core/utf8.h"
 
 #include <string.h>
 
@@ -19,6 +20,12 @@ int tsr_bpe_add_word(struct tsr_bpe *b, const char *bytes, size_t n_bytes, int32
     uint32_t index;
     TSR_TRY(tsr_strmap_add(&b->words, bytes, n_bytes, &index));
     return index == b->word_ids.n ? tsr_ids_push(&b->word_ids, id) : 0;
+}
+
+int tsr_bpe_add_letter(struct tsr_bpe *b, const char *bytes, size_t n_bytes, int32_t id) {
+    uint32_t index;
+    TSR_TRY(tsr_strmap_add(&b->letters, bytes, n_bytes, &index));
+    return index == b->letter_ids.n ? tsr_ids_push(&b->letter_ids, id) : 0;
 }
 
 static bool before(const struct tsr_bpe_merge *x, const struct tsr_bpe_merge *y) {
@@ -66,9 +73,58 @@ static int queue_pair(struct tsr_bpe *b, uint32_t at) {
     return heap_push(b, (struct tsr_bpe_merge){(uint32_t)(m >> 32), at, (int32_t)(uint32_t)m});
 }
 
+static int no_unk(const char *word, size_t at) {
+    return tsr_fail(
+        TSR_EDATA,
+        "the tokenizer has no token for the byte 0x%02x and its unk_token is not in its "
+        "vocabulary",
+        (unsigned)(unsigned char)word[at]);
+}
+
+static void put_symbol(struct tsr_bpe *b, size_t *n, int32_t id) {
+    b->symbol[*n] = (struct tsr_bpe_symbol){id, *n ? (uint32_t)*n - 1 : END, (uint32_t)*n + 1};
+    ++*n;
+}
+
+static bool has_bytes(const struct tsr_bpe *b, const char *s, size_t n_bytes) {
+    for (size_t i = 0; i < n_bytes; i++)
+        if (b->byte_id[(unsigned char)s[i]] < 0)
+            return false;
+    return b->byte_fallback;
+}
+
+// One symbol per character, or for each byte of one that the vocabulary lacks. What has no bytes
+// either is the unknown token or nothing; as in Hugging Face's encoder an unknown token waits for
+// the next character of the vocabulary, or the end: bytes overtake it.
+static int64_t spell_chars(struct tsr_bpe *b, const char *word, size_t n_bytes) {
+    size_t n = 0, len;
+    bool pending = false;
+    for (size_t i = 0; i < n_bytes; i += len) {
+        tsr_utf8_get(word + i, &len);
+        int64_t letter = tsr_strmap_find(&b->letters, word + i, len);
+        if (letter < 0 && has_bytes(b, word + i, len)) {
+            for (size_t k = 0; k < len; k++)
+                put_symbol(b, &n, b->byte_id[(unsigned char)word[i + k]]);
+            continue;
+        }
+        if (letter < 0 && b->has_unk && b->unk_id < 0)
+            return no_unk(word, i);
+        if (pending && (letter >= 0 || !b->fuse_unk))
+            put_symbol(b, &n, b->unk_id);
+        pending = letter < 0 && b->has_unk;
+        if (letter >= 0)
+            put_symbol(b, &n, b->letter_ids.v[letter]);
+    }
+    if (pending)
+        put_symbol(b, &n, b->unk_id);
+    if (n > 0)
+        b->symbol[n - 1].next = END;
+    return (int64_t)n;
+}
+
 // One symbol per byte. A missing byte is the unknown token (a run of them is one when they are
 // fused), or nothing. Returns their number, or an error.
-static int64_t spell(struct tsr_bpe *b, const char *word, size_t n_bytes) {
+static int64_t spell_bytes(struct tsr_bpe *b, const char *word, size_t n_bytes) {
     size_t n = 0;
     bool in_unk = false;
     for (size_t i = 0; i < n_bytes; i++) {
@@ -77,17 +133,11 @@ static int64_t spell(struct tsr_bpe *b, const char *word, size_t n_bytes) {
         if (unknown && !b->has_unk)
             continue;
         if (unknown && b->unk_id < 0)
-            return tsr_fail(TSR_EDATA,
-                            "the tokenizer has no token for the byte 0x%02x and its "
-                            "unk_token is not in its vocabulary",
-                            (unsigned)(unsigned char)word[i]);
+            return no_unk(word, i);
         if (unknown && in_unk && b->fuse_unk)
             continue;
         in_unk = unknown;
-        b->symbol[n].id = unknown ? b->unk_id : id;
-        b->symbol[n].prev = n ? (uint32_t)n - 1 : END;
-        b->symbol[n].next = (uint32_t)n + 1;
-        n++;
+        put_symbol(b, &n, unknown ? b->unk_id : id);
     }
     if (n > 0)
         b->symbol[n - 1].next = END;
@@ -134,7 +184,7 @@ static int encode_fresh(struct tsr_bpe *b, const char *word, size_t n_bytes, str
         b->symbol = symbol;
         b->symbol_cap = n_bytes;
     }
-    int64_t n = spell(b, word, n_bytes);
+    int64_t n = b->chars ? spell_chars(b, word, n_bytes) : spell_bytes(b, word, n_bytes);
     if (n <= 0)
         return (int)n;
     TSR_TRY(merge_all(b, (size_t)n));
@@ -191,6 +241,8 @@ void tsr_bpe_free(struct tsr_bpe *b) {
     tsr_pairmap_free(&b->merges);
     tsr_strmap_free(&b->words);
     tsr_ids_free(&b->word_ids);
+    tsr_strmap_free(&b->letters);
+    tsr_ids_free(&b->letter_ids);
     tsr_strmap_free(&b->cached);
     tsr_ids_free(&b->cached_ids);
     free(b->cached_word);

@@ -25,7 +25,12 @@ struct tsr_bpe_cached {
 };
 
 struct tsr_bpe {
-    int32_t byte_id[256];      // -1: the vocabulary lacks the byte
+    int32_t byte_id[256]; // -1: the vocabulary lacks the byte
+    // Words of characters, as SentencePiece's: bytes are only for those that the vocabulary lacks,
+    // and only with `byte_fallback`, when all of a character's bytes are there.
+    bool chars, byte_fallback;
+    struct tsr_strmap letters; // tokens of one character
+    struct tsr_ids letter_ids; // by index in `letters`
     struct tsr_pairmap merges; // (left, right) -> rank << 32 | id
     bool whole_words;          // `ignore_merges`: a word that is a token needs no merge
     struct tsr_strmap words;   // bytes of tokens, when whole_words
@@ -47,9 +52,10 @@ struct tsr_bpe {
 // Adds a merge. The last of equal pairs counts.
 int tsr_bpe_add_merge(struct tsr_bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id);
 int tsr_bpe_add_word(struct tsr_bpe *b, const char *bytes, size_t n_bytes, int32_t id);
+int tsr_bpe_add_letter(struct tsr_bpe *b, const char *bytes, size_t n_bytes, int32_t id);
 
-// Appends the ids of one word. TSR_EDATA: a byte that the vocabulary can't spell, or a word of
-// 2 GiB.
+// Appends the ids of one word, valid UTF-8 when `chars`. TSR_EDATA: a byte that the vocabulary
+// can't spell, or a word of 2 GiB.
 int tsr_bpe_encode(struct tsr_bpe *b, const char *word, size_t n_bytes, struct tsr_ids *out);
 void tsr_bpe_free(struct tsr_bpe *b);
 

@@ -59,7 +59,7 @@ static int count_lines(struct tsr_word_counts *w, const struct source *src, FILE
         }
         offset += n_bytes;
         *src->n_read += n_bytes;
-        rc = tsr_pretok_run(src->pretok, line, n_bytes, count_word, w);
+        rc = tsr_pretok_run(src->pretok, line, n_bytes, true, count_word, w);
         tsr_bar_update(src->bar, *src->n_read, NULL);
     }
     if (rc == 0 && errno == ENOMEM)

@@ -26,6 +26,11 @@ enum { MAX_STAGES = 16 };
 
 enum behavior { REMOVED, ISOLATED, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT, CONTIGUOUS };
 
+// Metaspace: before which texts the mark is put.
+enum prepend { NEVER, FIRST, ALWAYS };
+
+static const char *const PREPEND[] = {"never", "first", "always"};
+
 static const char *const BEHAVIOR[] = {"Removed", "Isolated", "MergedWithPrevious",
                                        "MergedWithNext", "Contiguous"};
 
@@ -34,14 +39,17 @@ struct stage {
     enum behavior behavior;
     bool invert;
     bool byte_level, prefix_space;
-    struct tsr_buf scratch; // a piece spelled in the byte alphabet, or out of it again
+    char *mark; // Metaspace: what stands for a space; NULL in other stages
+    enum prepend prepend;
+    struct tsr_buf scratch; // a piece spelled in the byte alphabet, or out of it again; or marked
 };
 
 struct tsr_pretok {
     int n;
     struct stage stage[MAX_STAGES];
     // of the run under way
-    bool spelled; // text is spelled in the byte alphabet (stages behind ByteLevel)
+    bool spelled;      // text is spelled in the byte alphabet (stages behind ByteLevel)
+    const char *start; // where the whole text begins, or NULL
     tsr_word_fn *fn;
     void *arg;
 };
@@ -52,6 +60,7 @@ void tsr_pretok_free(struct tsr_pretok *p) {
     for (int i = 0; i < p->n; i++) {
         tsr_regex_free(p->stage[i].regex);
         tsr_buf_free(&p->stage[i].scratch);
+        free(p->stage[i].mark);
     }
     free(p);
 }
@@ -101,6 +110,27 @@ static int parse_punctuation(struct stage *st, const json_t *json, const char *w
     return tsr_regex_compile(&st->regex, PUNCTUATION_PATTERN, false, where);
 }
 
+// Older files say `add_prefix_space` where newer ones have a `prepend_scheme`.
+static int parse_metaspace(struct stage *st, const json_t *json, const char *where) {
+    const char *mark, *scheme = json_string_value(json_object_get(json, "prepend_scheme"));
+    bool prefix, cut;
+    TSR_TRY(tsr_field_string(json, "replacement", where, &mark));
+    TSR_TRY(tsr_field_bool(json, "add_prefix_space", 1, where, &prefix));
+    TSR_TRY(tsr_field_bool(json, "split", 1, where, &cut));
+    int i = scheme ? 0 : prefix ? ALWAYS : NEVER;
+    while (scheme && i <= ALWAYS && strcmp(scheme, PREPEND[i]) != 0)
+        i++;
+    if (i > ALWAYS)
+        return tsr_fail(TSR_EMODEL, "%s: unknown prepend_scheme \"%.*s\"", where,
+                        tsr_utf8_clip(scheme, 80), scheme);
+    st->prepend = (enum prepend)i;
+    st->behavior = MERGED_WITH_NEXT;
+    st->mark = strdup(mark);
+    if (!st->mark)
+        return tsr_fail(TSR_ENOMEM, "no memory for a pre-tokenizer");
+    return cut ? tsr_regex_compile(&st->regex, mark, true, where) : 0;
+}
+
 static int parse_one(struct tsr_pretok *p, const json_t *json, const char *where, int depth) {
     const char *type = tsr_field_type(json);
     if (strcmp(type, "Sequence") == 0) {
@@ -120,6 +150,8 @@ static int parse_one(struct tsr_pretok *p, const json_t *json, const char *where
         return parse_digits(st, json, where);
     if (strcmp(type, "Punctuation") == 0)
         return parse_punctuation(st, json, where);
+    if (strcmp(type, "Metaspace") == 0)
+        return parse_metaspace(st, json, where);
     if (strcmp(type, "ByteLevel") == 0)
         return parse_byte_level(st, json, where);
     return tsr_field_refuse(json, where);
@@ -131,17 +163,29 @@ int tsr_pretok_parse(struct tsr_pretok **out, const json_t *json, const char *wh
     struct tsr_pretok *p = calloc(1, sizeof *p);
     if (!p)
         return tsr_fail(TSR_ENOMEM, "no memory for a pre-tokenizer");
-    int rc = parse_one(p, json, part, 0), n_byte_level = 0;
-    for (int i = 0; i < p->n; i++)
+    int rc = json && !json_is_null(json) ? parse_one(p, json, part, 0) : 0;
+    int n_byte_level = 0, n_metaspace = 0;
+    for (int i = 0; i < p->n; i++) {
         n_byte_level += p->stage[i].byte_level;
-    if (rc == 0 && n_byte_level != 1)
+        n_metaspace += p->stage[i].mark != NULL;
+    }
+    if (rc == 0 && n_byte_level > 1)
         rc = tsr_fail(TSR_EMODEL, "%s: expected one \"ByteLevel\" step, found %d", part,
                       n_byte_level);
+    if (rc == 0 && n_byte_level > 0 && n_metaspace > 0)
+        rc = tsr_fail(TSR_EMODEL, "%s: \"Metaspace\" beside \"ByteLevel\" is not supported", part);
     if (rc < 0)
         tsr_pretok_free(p);
     else
         *out = p;
     return rc;
+}
+
+bool tsr_pretok_byte_level(const struct tsr_pretok *p) {
+    for (int i = 0; i < p->n; i++)
+        if (p->stage[i].byte_level)
+            return true;
+    return false;
 }
 
 static int run_from(struct tsr_pretok *p, int i, const char *s, size_t n_bytes);
@@ -221,8 +265,30 @@ static int split(struct tsr_pretok *p, int i, const char *s, size_t n_bytes) {
     return flush(&g);
 }
 
+// The stage's scratch = the text with marks for spaces.
+static int put_marks(const struct tsr_pretok *p, struct stage *st, const char *s, size_t n_bytes) {
+    size_t n_mark = strlen(st->mark), done = 0;
+    bool marked = (n_bytes >= n_mark && memcmp(s, st->mark, n_mark) == 0) || s[0] == ' ';
+    st->scratch.len = 0;
+    if (!marked && (st->prepend == ALWAYS || (st->prepend == FIRST && s == p->start)))
+        TSR_TRY(tsr_buf_append(&st->scratch, st->mark, n_mark));
+    for (size_t i = 0; i < n_bytes; i++) {
+        if (s[i] != ' ')
+            continue;
+        TSR_TRY(tsr_buf_append(&st->scratch, s + done, i - done));
+        TSR_TRY(tsr_buf_append(&st->scratch, st->mark, n_mark));
+        done = i + 1;
+    }
+    return tsr_buf_append(&st->scratch, s + done, n_bytes - done);
+}
+
 static int run_from(struct tsr_pretok *p, int i, const char *s, size_t n_bytes) {
     struct stage *st = &p->stage[i];
+    if (st->mark) {
+        TSR_TRY(put_marks(p, st, s, n_bytes));
+        s = st->scratch.data;
+        n_bytes = st->scratch.len;
+    }
     struct tsr_buf spaced = {0};
     int rc = 0;
     if (st->prefix_space && s[0] != ' ') {
@@ -238,11 +304,14 @@ static int run_from(struct tsr_pretok *p, int i, const char *s, size_t n_bytes) 
     return rc;
 }
 
-int tsr_pretok_run(struct tsr_pretok *p, const char *text, size_t n_bytes, tsr_word_fn *fn,
-                   void *arg) {
+int tsr_pretok_run(struct tsr_pretok *p, const char *text, size_t n_bytes, bool at_start,
+                   tsr_word_fn *fn, void *arg) {
     if (n_bytes == 0)
         return 0;
+    if (p->n == 0)
+        return fn(arg, text, n_bytes);
     p->spelled = false;
+    p->start = at_start ? text : NULL;
     p->fn = fn;
     p->arg = arg;
     return run_from(p, 0, text, n_bytes);

@@ -12,8 +12,9 @@
 //     `\s+`, `\s*[\r\n]+` all give the same split; a longer run would not, as `\s+(?!\S)` leaves
 //     its last character to what follows;
 //   - the rest starts afresh, as no alternative looks back.
-// Other patterns, prefix spaces, normalizers and added tokens could break this, so each cut is
-// tried on the text around it as well; a tokenizer that fails gets the whole text at once.
+// Words of characters may go on for ever, so such a text is never cut. Other patterns, prefix
+// spaces, normalizers and added tokens could break this, so each cut is tried on the text around it
+// as well; a tokenizer that fails gets the whole text at once.
 #include "core/text_source.h"
 #include "core/error.h"
 
@@ -101,7 +102,7 @@ int tsr_text_encode(struct tsr_tokenizer *t, const char *text, size_t n_bytes, s
                     size_t piece_bytes,
                     int (*fn)(void *arg, const struct tsr_ids *ids, size_t n_done), void *arg) {
     struct tsr_ids ids = {0};
-    int tries = MAX_TRIES, rc = 0;
+    int tries = tsr_tokenizer_may_cut(t) ? MAX_TRIES : 0, rc = 0;
     for (size_t at = 0; at < n_bytes && rc == 0;) {
         size_t end = n_bytes;
         if (n_bytes - at > piece_bytes)

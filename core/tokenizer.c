@@ -35,6 +35,8 @@ void tsr_tokenizer_free(struct tsr_tokenizer *t) {
     tsr_bpe_free(&t->bpe);
     tsr_pretok_free(t->pretok);
     tsr_normalizer_free(t->normalizer);
+    free(t->decoder.from);
+    free(t->decoder.to);
     tsr_ids_free(&t->prefix);
     tsr_ids_free(&t->suffix);
     free(t);
@@ -68,7 +70,9 @@ int32_t tsr_tokenizer_bos(const struct tsr_tokenizer *t) {
 // One call of encode.
 struct encoding {
     struct tsr_tokenizer *t;
+    const char *text; // the whole
     bool plain;
+    bool at_start;         // the stretch is the text's beginning
     struct tsr_buf normal; // the stretch under work
     struct tsr_ids *out;
 };
@@ -81,9 +85,13 @@ static int on_word(void *arg, const char *word, size_t n_bytes) {
 // Third: text between added tokens of both kinds.
 static int on_normal_text(void *arg, const struct tsr_added *token, const char *s, size_t n_bytes) {
     struct encoding *e = arg;
-    if (token)
+    if (token) {
+        e->at_start = false;
         return tsr_ids_push(e->out, token->id);
-    return tsr_pretok_run(e->t->pretok, s, n_bytes, on_word, e);
+    }
+    bool at_start = e->at_start;
+    e->at_start = false;
+    return tsr_pretok_run(e->t->pretok, s, n_bytes, at_start, on_word, e);
 }
 
 // Second: text between the tokens that are looked for in the raw text.
@@ -91,6 +99,7 @@ static int on_raw_text(void *arg, const struct tsr_added *token, const char *s, 
     struct encoding *e = arg;
     if (token)
         return tsr_ids_push(e->out, token->id);
+    e->at_start = s == e->text;
     if (e->t->normalizer) {
         TSR_TRY(tsr_normalizer_run(e->t->normalizer, s, n_bytes, &e->normal));
         s = e->normal.data;
@@ -113,7 +122,8 @@ int tsr_tokenizer_encode(struct tsr_tokenizer *t, const char *text, size_t n_byt
         return tsr_fail(TSR_EDATA,
                         "expected UTF-8 text, found an invalid byte 0x%02x at offset %zu",
                         (unsigned)(unsigned char)text[valid], valid);
-    struct encoding e = {.t = t, .plain = (flags & TSR_ENCODE_PLAIN) != 0, .out = out};
+    struct encoding e = {
+        .t = t, .text = text, .plain = (flags & TSR_ENCODE_PLAIN) != 0, .out = out};
     bool add_special = (flags & TSR_ENCODE_ADD_SPECIAL) != 0;
     int rc = add_special ? push_all(out, &t->prefix) : 0;
     if (rc == 0)
@@ -145,10 +155,21 @@ int tsr_tokenizer_decode(const struct tsr_tokenizer *t, const int32_t *ids, size
     return rc;
 }
 
+size_t tsr_tokenizer_extra_spaces(const struct tsr_tokenizer *t, const char *text, size_t n_bytes) {
+    size_t n = 0;
+    while (n < t->decoder.strip && n < n_bytes && text[n] == ' ')
+        n++;
+    return n;
+}
+
+bool tsr_tokenizer_may_cut(const struct tsr_tokenizer *t) {
+    return !t->bpe.chars;
+}
+
 int tsr_tokenizer_copy(const char *from_dir, const char *to_dir) {
     static const char *const files[] = {
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-        "merges.txt",     "chat_template.jinja"};
+        "merges.txt",     "tokenizer.model",       "chat_template.jinja"};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
         char from[TSR_PATH_MAX], to[TSR_PATH_MAX], *text;
         size_t n_bytes;

@@ -1,5 +1,6 @@
-// Byte-level BPE tokenizers in Hugging Face's `tokenizer.json`: reading, training, encoding and
-// decoding (Sennrich et al. 2016; GPT-2's byte alphabet; GPT-2 and Llama-3 split patterns).
+// BPE tokenizers in Hugging Face's `tokenizer.json`: reading, encoding and decoding (Sennrich et
+// al. 2016) of byte-level ones (GPT-2's byte alphabet; GPT-2 and Llama-3 split patterns) and of
+// those of characters that were SentencePiece's (LLaMA 1 and 2); training of byte-level ones.
 #ifndef TSR_CORE_TOKENIZER_H
 #define TSR_CORE_TOKENIZER_H
 
@@ -46,6 +47,14 @@ int tsr_tokenizer_encode(struct tsr_tokenizer *t, const char *text, size_t n_byt
 int tsr_tokenizer_decode(const struct tsr_tokenizer *t, const int32_t *ids, size_t n,
                          bool skip_special, struct tsr_buf *out);
 
+// How many spaces at the beginning of a decoded text weren't in the text that was encoded: 1 with
+// tokenizers that put one there (SentencePiece's), or 0. Not for the continuation of a text.
+size_t tsr_tokenizer_extra_spaces(const struct tsr_tokenizer *t, const char *text, size_t n_bytes);
+
+// Whether there can be places where a text may be cut without a change of its ids: not where words
+// are of characters, and may be as long as the text.
+bool tsr_tokenizer_may_cut(const struct tsr_tokenizer *t);
+
 struct tsr_bpe_train {
     int32_t vocab_size;       // with the 256 bytes and the special tokens
     const char *const *files; // text files
@@ -59,7 +68,8 @@ struct tsr_bpe_train {
 int tsr_tokenizer_train(const struct tsr_bpe_train *opt);
 
 // Copies the tokenizer's files (tokenizer.json, tokenizer_config.json, special_tokens_map.json,
-// vocab.json, merges.txt, chat_template.jinja: those that exist) from one folder to another.
+// vocab.json, merges.txt, tokenizer.model, chat_template.jinja: those that exist) from one folder
+// to another.
 int tsr_tokenizer_copy(const char *from_dir, const char *to_dir);
 
 // Length of the longest prefix of `s` that ends on a whole UTF-8 character; bytes that can never

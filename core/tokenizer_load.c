@@ -24,23 +24,6 @@ static int read_json(const char *path, size_t flags, json_t **out) {
     return tsr_fail(TSR_EMODEL, "%s: expected an object", path);
 }
 
-// ByteLevel, alone or with Fuse, which changes nothing: decoding gives the bytes of the tokens.
-static int check_decoder(const json_t *decoder, const char *where) {
-    const char *type = tsr_field_type(decoder);
-    if (strcmp(type, "Sequence") != 0)
-        return strcmp(type, "ByteLevel") == 0 ? 0 : tsr_field_refuse(decoder, where);
-    const json_t *list = json_object_get(decoder, "decoders"), *item;
-    size_t i;
-    bool byte_level = false;
-    json_array_foreach(list, i, item) {
-        const char *part = tsr_field_type(item);
-        if (strcmp(part, "ByteLevel") != 0 && strcmp(part, "Fuse") != 0)
-            return tsr_field_refuse(item, where);
-        byte_level |= strcmp(part, "ByteLevel") == 0;
-    }
-    return byte_level ? 0 : tsr_fail(TSR_EMODEL, "%s: no \"ByteLevel\" in it", where);
-}
-
 static int set_piece(struct tsr_tokenizer *t, int32_t id, size_t at) {
     struct tsr_piece *p = &t->piece[id];
     if (t->bytes.len - at > UINT32_MAX)
@@ -49,6 +32,14 @@ static int set_piece(struct tsr_tokenizer *t, int32_t id, size_t at) {
     p->n_bytes = (uint32_t)(t->bytes.len - at);
     p->known = true;
     return 0;
+}
+
+static int append_token(struct tsr_tokenizer *t, const char *text, size_t n_bytes) {
+    if (t->bpe.chars)
+        return tsr_decode_token(&t->decoder, text, n_bytes, &t->bytes);
+    bool spelled;
+    TSR_TRY(tsr_bytes_unspell(text, n_bytes, &t->bytes, &spelled));
+    return spelled ? 0 : tsr_buf_append(&t->bytes, text, n_bytes);
 }
 
 // What each id decodes to. A token that isn't spelled in the byte alphabet is its own text, and
@@ -67,19 +58,17 @@ static int index_pieces(struct tsr_tokenizer *t, const char *where) {
         if (t->piece[t->vocab_id.v[i]].known)
             return tsr_fail(TSR_EMODEL, "%s: two tokens have the id %d, one is \"%.*s\"", where,
                             t->vocab_id.v[i], tsr_utf8_clip(text, len < 80 ? len : 80), text);
-        bool spelled;
-        TSR_TRY(tsr_bytes_unspell(text, len, &t->bytes, &spelled));
-        if (!spelled)
-            TSR_TRY(tsr_buf_append(&t->bytes, text, len));
+        TSR_TRY(append_token(t, text, len));
         TSR_TRY(set_piece(t, t->vocab_id.v[i], at));
     }
     for (size_t i = 0; i < t->added.n; i++) {
         const struct tsr_added *a = &t->added.token[i];
         size_t at = t->bytes.len;
         t->piece[a->id].special = a->special;
-        if (tsr_strmap_find(&t->vocab, a->text, strlen(a->text)) >= 0)
+        if (!t->bpe.chars && tsr_strmap_find(&t->vocab, a->text, strlen(a->text)) >= 0)
             continue;
-        TSR_TRY(tsr_buf_append(&t->bytes, a->match, a->n_match));
+        TSR_TRY(t->bpe.chars ? tsr_decode_token(&t->decoder, a->match, a->n_match, &t->bytes)
+                             : tsr_buf_append(&t->bytes, a->match, a->n_match));
         TSR_TRY(set_piece(t, a->id, at));
     }
     return 0;
@@ -93,7 +82,7 @@ static int read_parts(struct tsr_tokenizer *t, const json_t *root, const char *p
     TSR_TRY(tsr_pretok_parse(&t->pretok, json_object_get(root, "pre_tokenizer"), path));
     TSR_TRY(tsr_normalizer_parse(&t->normalizer, json_object_get(root, "normalizer"), path));
     snprintf(where, sizeof where, "%s: decoder", path);
-    TSR_TRY(check_decoder(json_object_get(root, "decoder"), where));
+    TSR_TRY(tsr_tokenizer_read_decoder(t, json_object_get(root, "decoder"), where));
     snprintf(where, sizeof where, "%s: model", path);
     TSR_TRY(tsr_tokenizer_read_model(t, json_object_get(root, "model"), where));
     snprintf(where, sizeof where, "%s: added_tokens", path);

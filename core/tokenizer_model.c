@@ -4,6 +4,7 @@
 #include "core/json_field.h"
 #include "core/utf8.h"
 
+#include <ctype.h>
 #include <string.h>
 
 static int read_vocab(struct tsr_tokenizer *t, const json_t *vocab, const char *where) {
@@ -87,6 +88,24 @@ static int read_merges(struct tsr_tokenizer *t, const json_t *merges, const char
     return 0;
 }
 
+// Tokens of one character, or that stand for a byte; and, when whole words go before merges, all.
+static int index_letters(struct tsr_tokenizer *t) {
+    for (size_t i = 0; i < t->vocab.n; i++) {
+        size_t len, first = 0;
+        const char *text = tsr_strmap_at(&t->vocab, i, &len);
+        int byte = tsr_byte_of_token(text, len);
+        if (byte >= 0 && !islower((unsigned char)text[3]) && !islower((unsigned char)text[4]))
+            t->bpe.byte_id[byte] = t->vocab_id.v[i];
+        if (len > 0)
+            tsr_utf8_get(text, &first);
+        if (len > 0 && first == len)
+            TSR_TRY(tsr_bpe_add_letter(&t->bpe, text, len, t->vocab_id.v[i]));
+        if (t->bpe.whole_words && len > 0)
+            TSR_TRY(tsr_bpe_add_word(&t->bpe, text, len, t->vocab_id.v[i]));
+    }
+    return 0;
+}
+
 // Tokens of single bytes; and, when whole words go before merges, all that are spelled in bytes.
 static int index_bytes(struct tsr_tokenizer *t) {
     struct tsr_buf word = {0};
@@ -140,7 +159,8 @@ int tsr_tokenizer_read_model(struct tsr_tokenizer *t, const json_t *model, const
     TSR_TRY(read_options(t, model, where));
     TSR_TRY(read_vocab(t, json_object_get(model, "vocab"), where));
     memset(t->bpe.byte_id, 0xFF, sizeof t->bpe.byte_id); // -1
-    TSR_TRY(index_bytes(t));
+    t->bpe.chars = !tsr_pretok_byte_level(t->pretok);
+    TSR_TRY(t->bpe.chars ? index_letters(t) : index_bytes(t));
     if (t->bpe.has_unk) {
         const char *unk = json_string_value(json_object_get(model, "unk_token"));
         t->bpe.unk_id = id_of(t, unk, strlen(unk));
@@ -149,7 +169,11 @@ int tsr_tokenizer_read_model(struct tsr_tokenizer *t, const json_t *model, const
     TSR_TRY(tsr_field_bool(model, "byte_fallback", 0, where, &fallback));
     for (int i = 0; i < 256; i++)
         complete = complete && t->bpe.byte_id[i] >= 0;
-    if (fallback && !complete)
-        return tsr_fail(TSR_EMODEL, "%s: \"byte_fallback\" is not supported", where);
+    t->bpe.byte_fallback = fallback && t->bpe.chars;
+    if (fallback && !complete && !t->bpe.chars)
+        return tsr_fail(TSR_EMODEL,
+                        "%s: \"byte_fallback\" of a vocabulary that lacks bytes is not supported "
+                        "beside \"ByteLevel\"",
+                        where);
     return read_merges(t, json_object_get(model, "merges"), where);
 }

@@ -19,6 +19,13 @@ struct tsr_piece { // what an id decodes to
     bool known, special;
 };
 
+// The `decoder` of a tokenizer of characters: what it makes of each token, and of the text.
+struct tsr_decoder {
+    char *from, *to; // Replace; NULL: nothing
+    bool bytes;      // ByteFallback: "<0x0A>" is a byte
+    size_t strip;    // so many spaces go from the beginning, if they are there
+};
+
 struct tsr_tokenizer {
     struct tsr_strmap vocab; // the model's tokens, spelled as in the file
     struct tsr_ids vocab_id; // by index in `vocab`
@@ -28,13 +35,23 @@ struct tsr_tokenizer {
     int32_t n_ids;
     struct tsr_buf bytes;
     struct tsr_bpe bpe;
+    struct tsr_decoder decoder;
     struct tsr_pretok *pretok;
     struct tsr_normalizer *normalizer; // or NULL
     struct tsr_ids prefix, suffix;     // what the post-processor puts around a text
     int32_t eos, bos;                  // -1: none
 };
 
-// The `model` of tokenizer.json: vocabulary and merges. TSR_EMODEL.
+// The byte that a token like "<0x0A>" stands for, or -1.
+int tsr_byte_of_token(const char *text, size_t n_bytes);
+
+// `decoder`; needs pretok. TSR_EMODEL.
+int tsr_tokenizer_read_decoder(struct tsr_tokenizer *t, const json_t *decoder, const char *where);
+// Appends what a token of the file, of a tokenizer of characters, decodes to.
+int tsr_decode_token(const struct tsr_decoder *d, const char *text, size_t n_bytes,
+                     struct tsr_buf *out);
+
+// The `model` of tokenizer.json: vocabulary and merges. Needs pretok. TSR_EMODEL.
 int tsr_tokenizer_read_model(struct tsr_tokenizer *t, const json_t *model, const char *where);
 
 // `added_tokens`; needs the vocabulary and the normalizer.

@@ -174,8 +174,9 @@ static int decode_file(const char *dir, const char *path, bool skip_special) {
         if (rc < 0)
             rc = tsr_fail_prefix(rc, "%s", path ? path : "standard input");
     }
-    if (rc == 0)
-        rc = tsr_write_all(STDOUT_FILENO, out.data, out.len, "standard output");
+    size_t extra = rc == 0 ? tsr_tokenizer_extra_spaces(t, out.data, out.len) : 0;
+    if (rc == 0 && out.len > extra)
+        rc = tsr_write_all(STDOUT_FILENO, out.data + extra, out.len - extra, "standard output");
     tsr_ids_free(&ids);
     tsr_buf_free(&in);
     tsr_buf_free(&out);

@@ -25,7 +25,7 @@ static void words(const char *json, const char *text, const char *want) {
     struct tsr_buf got = {0};
     if (!j || tsr_pretok_parse(&p, j, "test") != 0)
         fail_msg("%s: %s", json, j ? tsr_error_text() : e.text);
-    assert_int_equal(tsr_pretok_run(p, text, strlen(text), collect, &got), 0);
+    assert_int_equal(tsr_pretok_run(p, text, strlen(text), true, collect, &got), 0);
     assert_string_equal(got.data ? got.data : "", want);
     tsr_buf_free(&got);
     tsr_pretok_free(p);

@@ -17,10 +17,19 @@ static void refused(const struct parts *p, const char *what) {
 
 static void refuses_parts(void **state) {
     (void)state;
-    refused(&(struct parts){.pre = "null"}, "pre_tokenizer");
-    refused(&(struct parts){.pre = "{\"type\":\"Metaspace\"}"}, "Metaspace");
+    refused(&(struct parts){.pre = "null"}, "decoder of type \"ByteLevel\"");
+    refused(&(struct parts){.pre = "{\"type\":\"Metaspace\"}"}, "replacement");
     refused(&(struct parts){.pre = "{\"type\":\"Digits\",\"individual_digits\":true}"},
-            "one \"ByteLevel\" step, found 0");
+            "decoder of type \"ByteLevel\"");
+    refused(&(struct parts){.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[" GPT2_BYTE_LEVEL
+                                   "," GPT2_BYTE_LEVEL "]}"},
+            "one \"ByteLevel\" step, found 2");
+    refused(&(struct parts){.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[" GPT2_BYTE_LEVEL
+                                   ",{\"type\":\"Metaspace\",\"replacement\":\"_\"}]}"},
+            "\"Metaspace\" beside \"ByteLevel\"");
+    refused(&(struct parts){.pre = "{\"type\":\"Metaspace\",\"replacement\":\"_\","
+                                   "\"prepend_scheme\":\"second\"}"},
+            "second");
     refused(&(struct parts){.pre = "{\"type\":\"ByteLevel\"}"}, "add_prefix_space");
     refused(&(struct parts){.pre = "{\"type\":\"Sequence\"}"}, "pretokenizers");
     refused(&(struct parts){.normalizer = "{\"type\":\"Lowercase\"}"}, "Lowercase");
@@ -34,6 +43,29 @@ static void refuses_parts(void **state) {
             "continuing_subword_prefix");
     refused(&(struct parts){.options = ",\"ignore_merges\":1"}, "ignore_merges");
     refused(&(struct parts){.options = ",\"unk_token\":3"}, "unk_token");
+}
+
+#define STRIP(start, stop)                                                                         \
+    "{\"type\":\"Strip\",\"content\":\" \",\"start\":" #start ",\"stop\":" #stop "}"
+
+static void refuses_decoders_of_characters(void **state) {
+    (void)state;
+    static const struct {
+        const char *list, *why;
+    } bad[] = {
+        {STRIP(1, 0), "decoder of type \"Strip\""}, // would be of each token
+        {"{\"type\":\"Fuse\"}," STRIP(0, 1), "Strip"},
+        {"{\"type\":\"Fuse\"}," STRIP(-1, 0), "start"},
+        {"{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}", "ByteFallback"},
+        {"{\"type\":\"ByteLevel\"}", "decoder of type \"ByteLevel\""},
+        {"{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"_\"},\"content\":\" \"}", "Replace"},
+        {"{\"type\":\"Replace\",\"pattern\":{\"String\":\"\"},\"content\":\" \"}", "Replace"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char decoder[256];
+        snprintf(decoder, sizeof decoder, "{\"type\":\"Sequence\",\"decoders\":[%s]}", bad[i].list);
+        refused(&(struct parts){.pre = "null", .decoder = decoder}, bad[i].why);
+    }
 }
 
 static void refuses_model(void **state) {
@@ -278,12 +310,12 @@ static void copies(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(refuses_parts), cmocka_unit_test(refuses_model),
-        cmocka_unit_test(refuses_added), cmocka_unit_test(refuses_patterns),
-        cmocka_unit_test(refuses_files), cmocka_unit_test(truncated),
-        cmocka_unit_test(config),        cmocka_unit_test(options),
-        cmocka_unit_test(unknown_bytes), cmocka_unit_test(added_tokens),
-        cmocka_unit_test(copies),
+        cmocka_unit_test(refuses_parts),    cmocka_unit_test(refuses_decoders_of_characters),
+        cmocka_unit_test(refuses_model),    cmocka_unit_test(refuses_added),
+        cmocka_unit_test(refuses_patterns), cmocka_unit_test(refuses_files),
+        cmocka_unit_test(truncated),        cmocka_unit_test(config),
+        cmocka_unit_test(options),          cmocka_unit_test(unknown_bytes),
+        cmocka_unit_test(added_tokens),     cmocka_unit_test(copies),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

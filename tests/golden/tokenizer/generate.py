@@ -5,6 +5,7 @@
 train.txt      the text that is trained on, put together here
 gpt2/ llama3/  tokenizers trained on it, as the library saves them
 smollm/ flags/ llama3-full/   made from them: other pre-tokenizers, added tokens, normalizer, templates
+llama2/ llama2-metaspace/ letters/   characters instead of bytes, as in tokenizers that were SentencePiece's
 cases.json     texts with the ids and the decoded text that the library gives for each tokenizer
 """
 
@@ -13,7 +14,7 @@ import json
 import pathlib
 import random
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 HERE = pathlib.Path(__file__).parent
 VOCAB = 640
@@ -111,6 +112,40 @@ def variants(gpt2, llama3):
     return {"gpt2": gpt2, "llama3": llama3, "llama3-full": full, "smollm": smollm, "flags": flags}
 
 
+def train_chars(byte_fallback, normalizer, pre, fuse):
+    """Few letters, so that the texts have many that the vocabulary lacks."""
+    t = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=fuse, byte_fallback=byte_fallback))
+    if normalizer:
+        t.normalizer = normalizer
+    if pre:
+        t.pre_tokenizer = pre
+    t.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                   decoders.Strip(" ", 1, 0)])
+    byte_tokens = [f"<0x{b:02X}>" for b in range(256)] if byte_fallback else []
+    words = [w.replace(" ", "▁") for s in SENTENCES for w in s.replace(" ", "\n ").split("\n")] * 3
+    t.train_from_iterator(words, trainers.BpeTrainer(
+        vocab_size=VOCAB, limit_alphabet=90, max_token_length=12, show_progress=False,
+        special_tokens=["<unk>", "<s>", "</s>"] + byte_tokens))
+    t.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B",
+                                                     special_tokens=[("<s>", 1)])
+    d = json.loads(t.to_str())
+    d["added_tokens"] = [a for a in d["added_tokens"] if not a["content"].startswith("<0x")]
+    return d
+
+
+def of_chars():
+    legacy = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    first = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    llama2 = train_chars(True, legacy, None, True)
+    added(llama2, "<pad>", rstrip=True)
+    added(llama2, "word", single_word=True, normalized=True, special=False)
+    metaspace = train_chars(True, None, first, True)
+    added(metaspace, "<|endoftext|>")
+    added(metaspace, "word", single_word=True, special=False)
+    letters = train_chars(False, None, pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True), False)
+    return {"llama2": llama2, "llama2-metaspace": metaspace, "letters": letters}
+
+
 def main():
     (HERE / "train.txt").write_text(train_text(), encoding="utf-8", newline="")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -121,7 +156,7 @@ def main():
     r = random.Random(11)
     texts = TEXTS + ["".join(r.choice(" \t\nabcdez019.,'éßñ한국字🙂\u00a0\u0301") for _ in range(r.randint(1, 60))) for _ in range(16)]
     cases = []
-    for name, d in variants(gpt2, llama3).items():
+    for name, d in {**variants(gpt2, llama3), **of_chars()}.items():
         (HERE / name).mkdir(exist_ok=True)
         text = json.dumps(d, ensure_ascii=False, separators=(",", ":"))
         (HERE / name / "tokenizer.json").write_text(text, encoding="utf-8")
