@@ -52,7 +52,7 @@ static int set(const struct tsr_option *o, const char *value) {
         return tsr_fail(TSR_EUSAGE, "--%s takes %s, not \"%s\"", o->name,
                         o->kind == TSR_OPT_INT ? "a whole number" : "a number", value);
     if (!(real >= o->min && real <= o->max))
-        return tsr_fail(TSR_EUSAGE, "--%s must be between %.10g and %.10g, not %s", o->name, o->min,
+        return tsr_fail(TSR_EUSAGE, "--%s must be between %.15g and %.15g, not %s", o->name, o->min,
                         o->max, value);
     if (o->kind == TSR_OPT_INT)
         *(int64_t *)o->to = whole;
