@@ -4,6 +4,10 @@
 
 #include <string.h>
 
+// What SentencePiece writes for a space: U+2581.
+static const char SPACE[] = "\xE2\x96\x81";
+enum { SPACE_BYTES = sizeof SPACE - 1 };
+
 // Longer words are rare and not worth the memory. The cache is emptied when it is full.
 enum { CACHED_WORD_MAX = 128, CACHED_WORDS = 1 << 18 };
 
@@ -26,6 +30,23 @@ int tsr_bpe_add_letter(struct tsr_bpe *b, const char *bytes, size_t n_bytes, int
     uint32_t index;
     TSR_TRY(tsr_strmap_add(&b->letters, bytes, n_bytes, &index));
     return index == b->letter_ids.n ? tsr_ids_push(&b->letter_ids, id) : 0;
+}
+
+// Where the last character of s[0..n), n > 0, begins.
+static size_t last_char(const char *s, size_t n) {
+    size_t at = n - 1;
+    while (at > 0 && ((unsigned char)s[at] & 0xC0) == 0x80)
+        at--;
+    return at;
+}
+
+int tsr_bpe_add_seam(struct tsr_bpe *b, const char *left, size_t n_left, const char *right,
+                     size_t n_right) {
+    uint32_t index;
+    if (n_left == 0 || n_right < SPACE_BYTES || memcmp(right, SPACE, SPACE_BYTES) != 0)
+        return 0;
+    size_t at = last_char(left, n_left);
+    return tsr_strmap_add(&b->before_space, left + at, n_left - at, &index);
 }
 
 static bool before(const struct tsr_bpe_merge *x, const struct tsr_bpe_merge *y) {
@@ -217,7 +238,7 @@ static int remember(struct tsr_bpe *b, const char *word, size_t n_bytes, const s
     return 0;
 }
 
-int tsr_bpe_encode(struct tsr_bpe *b, const char *word, size_t n_bytes, struct tsr_ids *out) {
+static int encode_part(struct tsr_bpe *b, const char *word, size_t n_bytes, struct tsr_ids *out) {
     if (n_bytes > CACHED_WORD_MAX) {
         int64_t whole = b->whole_words ? tsr_strmap_find(&b->words, word, n_bytes) : -1;
         return whole >= 0 ? tsr_ids_push(out, b->word_ids.v[whole])
@@ -237,12 +258,40 @@ int tsr_bpe_encode(struct tsr_bpe *b, const char *word, size_t n_bytes, struct t
     return remember(b, word, n_bytes, out, begin);
 }
 
+// Whether a merge can never join what lies on the two sides of the mark at `at`. A character that
+// is no token is spelled together with what follows.
+static bool can_cut(const struct tsr_bpe *b, const char *word, size_t at) {
+    size_t last = last_char(word, at);
+    return tsr_strmap_find(&b->letters, word + last, at - last) >= 0 &&
+           tsr_strmap_find(&b->before_space, word + last, at - last) < 0;
+}
+
+// Texts that were SentencePiece's are one word. Cut at spaces they need little memory, and their
+// parts come again.
+int tsr_bpe_encode(struct tsr_bpe *b, const char *word, size_t n_bytes, struct tsr_ids *out) {
+    const bool cuts =
+        b->chars && !b->whole_words && tsr_strmap_find(&b->letters, SPACE, SPACE_BYTES) >= 0;
+    size_t begun = 0;
+    for (size_t at = cuts ? 1 : n_bytes; at < n_bytes; at++) {
+        const char *mark = memmem(word + at, n_bytes - at, SPACE, SPACE_BYTES);
+        if (!mark)
+            break;
+        at = (size_t)(mark - word);
+        if (!can_cut(b, word, at))
+            continue;
+        TSR_TRY(encode_part(b, word + begun, at - begun, out));
+        begun = at;
+    }
+    return encode_part(b, word + begun, n_bytes - begun, out);
+}
+
 void tsr_bpe_free(struct tsr_bpe *b) {
     tsr_pairmap_free(&b->merges);
     tsr_strmap_free(&b->words);
     tsr_ids_free(&b->word_ids);
     tsr_strmap_free(&b->letters);
     tsr_ids_free(&b->letter_ids);
+    tsr_strmap_free(&b->before_space);
     tsr_strmap_free(&b->cached);
     tsr_ids_free(&b->cached_ids);
     free(b->cached_word);

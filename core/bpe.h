@@ -31,6 +31,9 @@ struct tsr_bpe {
     bool chars, byte_fallback;
     struct tsr_strmap letters; // tokens of one character
     struct tsr_ids letter_ids; // by index in `letters`
+    // Characters that some merge joins to a mark of a space (U+2581) behind them. Before a mark
+    // that follows another one no merge crosses, and the word can be cut.
+    struct tsr_strmap before_space;
     struct tsr_pairmap merges; // (left, right) -> rank << 32 | id
     bool whole_words;          // `ignore_merges`: a word that is a token needs no merge
     struct tsr_strmap words;   // bytes of tokens, when whole_words
@@ -53,6 +56,9 @@ struct tsr_bpe {
 int tsr_bpe_add_merge(struct tsr_bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id);
 int tsr_bpe_add_word(struct tsr_bpe *b, const char *bytes, size_t n_bytes, int32_t id);
 int tsr_bpe_add_letter(struct tsr_bpe *b, const char *bytes, size_t n_bytes, int32_t id);
+// The texts of a merge's halves, when `chars`: where they meet, words can't be cut.
+int tsr_bpe_add_seam(struct tsr_bpe *b, const char *left, size_t n_left, const char *right,
+                     size_t n_right);
 
 // Appends the ids of one word, valid UTF-8 when `chars`. TSR_EDATA: a byte that the vocabulary
 // can't spell, or a word of 2 GiB.

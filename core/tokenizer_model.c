@@ -48,6 +48,8 @@ static int add_merge(struct tsr_tokenizer *t, const char *left, size_t n_left, c
                         a < 0   ? "the first half"
                         : b < 0 ? "the second half"
                                 : "the whole");
+    if (t->bpe.chars)
+        TSR_TRY(tsr_bpe_add_seam(&t->bpe, left, n_left, right, n_right));
     return tsr_bpe_add_merge(&t->bpe, a, b, rank, id);
 }
 
