@@ -116,6 +116,14 @@ int tsr_ckpt_list_parent(struct tsr_ckpt_names *out, char parent[static TSR_PATH
     return rc;
 }
 
+// 1 or 0; what can't be told is a failure, and no reason to pass over the newest checkpoint.
+static int is_folder(const char *path) {
+    struct stat st;
+    if (stat(path, &st) == 0)
+        return S_ISDIR(st.st_mode);
+    return errno == ENOENT || errno == ELOOP ? 0 : tsr_fail_errno(errno, "cannot look at", path);
+}
+
 int tsr_checkpoint_latest(const char *run_dir, int64_t below, int64_t *step,
                           char out[static TSR_PATH_MAX]) {
     struct tsr_ckpt_names names;
@@ -127,8 +135,10 @@ int tsr_checkpoint_latest(const char *run_dir, int64_t below, int64_t *step,
         if (!is_checkpoint(names.v[i], &s) || s <= best || s >= below)
             continue;
         rc = tsr_path_join(path, parent, names.v[i]);
-        if (rc == 0 && tsr_path_is_dir(path))
-            best = s;
+        if (rc == 0)
+            rc = is_folder(path);
+        best = rc == 1 ? s : best;
+        rc = rc < 0 ? rc : 0;
     }
     tsr_ckpt_names_free(&names);
     if (rc < 0 || best < 0)

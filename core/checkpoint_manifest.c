@@ -2,10 +2,12 @@
 // every flipped bit of the whole directory is noticed.
 #include "core/checkpoint_private.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "core/error.h"
 
 enum { MAX_MANIFEST = 256 << 20 }; // bytes; enough for the ranges of 100 TB
@@ -133,12 +135,20 @@ static int parse(struct tsr_ckpt_manifest *m, const json_t *root, const char *wh
     return parse_files(m, json_object_get(root, "files"), where);
 }
 
+// One that may not be read is not damaged: whoever resumes must not take it for none.
+static int read_manifest(const char *path, char **text, size_t *n) {
+    int rc = tsr_read_regular_file(path, MAX_MANIFEST, TSR_EMODEL, text, n);
+    if (rc == TSR_EMODEL && access(path, R_OK) < 0 && errno == EACCES)
+        return tsr_fail_errno(errno, "cannot open", path);
+    return rc;
+}
+
 int tsr_ckpt_manifest_read(struct tsr_ckpt_manifest *m, const char *dir) {
     char path[TSR_PATH_MAX], *text;
     size_t n;
     *m = (struct tsr_ckpt_manifest){0};
     TSR_TRY(tsr_path_join(path, dir, TSR_CKPT_MANIFEST));
-    TSR_TRY(tsr_read_regular_file(path, MAX_MANIFEST, TSR_EMODEL, &text, &n));
+    TSR_TRY(read_manifest(path, &text, &n));
     int rc = check_checksum(text, n, path);
     json_t *root = rc == 0 ? json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL) : NULL;
     free(text);
@@ -155,7 +165,7 @@ int tsr_ckpt_manifest_digest(const char *dir, struct tsr_digest *out) {
     char path[TSR_PATH_MAX], *text;
     size_t n;
     TSR_TRY(tsr_path_join(path, dir, TSR_CKPT_MANIFEST));
-    TSR_TRY(tsr_read_regular_file(path, MAX_MANIFEST, TSR_EMODEL, &text, &n));
+    TSR_TRY(read_manifest(path, &text, &n));
     *out = tsr_ckpt_digest_bytes(text, n);
     free(text);
     return 0;

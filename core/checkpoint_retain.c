@@ -60,10 +60,20 @@ static int rename_away(const char *parent, const char *path, char gone[static TS
                : tsr_fail_errno(errno, "cannot rename", path);
 }
 
+// What is out of the way may stay for now: neither a run that goes on nor one that starts must fail
+// because of it.
+static void remove_leftover(const char *path) {
+    if (tsr_remove_tree(path) < 0)
+        tsr_warn("a leftover stays behind: %s", tsr_error_text());
+}
+
+// Only the renaming has to succeed: after it nobody takes it for a checkpoint, and an orphan that
+// still writes or renames finds nothing.
 static int rename_and_remove(const char *parent, const char *path) {
     char gone[TSR_PATH_MAX];
     TSR_TRY(rename_away(parent, path, gone));
-    return tsr_remove_tree(gone);
+    remove_leftover(gone);
+    return 0;
 }
 
 static int n_checkpoints(const char *run_dir, int64_t *n) {
@@ -146,20 +156,6 @@ static bool is_older(const char *name, const char *prefix, uint64_t epoch) {
     return e < 0 || (uint64_t)e < epoch;
 }
 
-// What is out of the way may stay for now: a run must not fail to start because of it.
-static void remove_leftover(const char *path) {
-    if (tsr_remove_tree(path) < 0)
-        tsr_warn("a leftover stays behind: %s", tsr_error_text());
-}
-
-// Only the renaming has to succeed: after it an orphan that still writes or renames finds nothing.
-static int fence_temporary(const char *parent, const char *path) {
-    char gone[TSR_PATH_MAX];
-    TSR_TRY(rename_away(parent, path, gone));
-    remove_leftover(gone);
-    return 0;
-}
-
 // ".old-step-N-…" is a checkpoint that was being replaced by rename, rename: it goes back to its
 // name unless its successor has taken it.
 static int put_back_or_remove(const char *run_dir, const char *parent, const char *name,
@@ -185,7 +181,7 @@ static int fence_one(const char *run_dir, const char *parent, const char *name, 
     if (strncmp(name, ".tmp-gone-", 10) == 0 || (note && is_older(name, ".tmp-swap-step-", epoch)))
         remove_leftover(path);
     else if (!note && strncmp(name, ".tmp-", 5) == 0 && is_older(name, ".tmp-step-", epoch))
-        return fence_temporary(parent, path);
+        return rename_and_remove(parent, path);
     return 0;
 }
 

@@ -113,8 +113,11 @@ static int open_to_read(const char *path, int flags, int missing_code, int *fd) 
     *fd = open(path, O_RDONLY | O_CLOEXEC | flags);
     if (*fd >= 0)
         return 0;
-    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EIO)
-        return tsr_fail_errno(errno, "cannot open", path); // the file is not to blame
+    static const int others[] = {EMFILE,    ENFILE,   ENOMEM,    EIO,       ESTALE,
+                                 ETIMEDOUT, ENOTCONN, ESHUTDOWN, EREMOTEIO, EHOSTDOWN};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (errno == others[i]) // the file is not to blame
+            return tsr_fail_errno(errno, "cannot open", path);
     return tsr_fail((enum tsr_code)missing_code, "%s: cannot open: %s", path, strerror(errno));
 }
 

@@ -57,6 +57,7 @@ static int roll_back(struct tsr_training *tr, const char *what) {
     struct tsr_trainer *t = &tr->trainer;
     int64_t batch = tr->job.run.train.global_batch;
     int64_t sequences = t->sequences + batch, rollbacks = t->guard.rollbacks + 1;
+    int64_t anchor = t->guard.anchor;
     tr->job.progress.phase = TSR_PHASE_LOAD;
     TSR_TRY(load_anchor(tr));
     int64_t dropped = sequences - t->sequences;
@@ -69,7 +70,11 @@ static int roll_back(struct tsr_training *tr, const char *what) {
                  "sequence %lld",
                  what, (long long)t->step, (long long)dropped, (long long)sequences);
     TSR_TRY(agree(tr, restart_reports(tr)));
-    return agree(tr, tsr_training_save(tr, TSR_SAVE_AGAIN, true));
+    TSR_TRY(agree(tr, tsr_training_save(tr, TSR_SAVE_AGAIN, true)));
+    if (t->step == anchor || !tsr_is_rank0(tr))
+        return agree(tr, 0);
+    // The anchor wasn't good today; a later resume must not find that it is.
+    return agree(tr, tsr_checkpoint_discard(tr->job.run.run.dir, t->step, anchor));
 }
 
 static int stop(struct tsr_training *tr, const struct tsr_judgement *j, const char *what) {

@@ -37,7 +37,8 @@ static void on_problem(void *arg, const char *file, uint64_t first, uint64_t end
     if (c->bar_open)
         tsr_bar_stop(&c->bar);
     const char *slash = file[0] ? "/" : "";
-    bool named = strncmp(text, c->dir, strlen(c->dir)) == 0; // what the system said has the path
+    const size_t n = strlen(c->dir); // what the system said has the path
+    bool named = strncmp(text, c->dir, n) == 0 && (text[n] == '/' || text[n] == ':');
     if (c->n_lines++ >= MAX_LINES)
         return;
     if (named)

@@ -44,7 +44,8 @@ static int find_newest(const char *run_dir, uint64_t *value) {
         }
         if (rc != TSR_EMODEL && rc != TSR_EIO) // as a rank that resumes
             return rc;
-        tsr_debug("coordinator: %s is not whole: %s", path, tsr_error_text());
+        tsr_log(rc == TSR_EIO ? TSR_LOG_WARN : TSR_LOG_DEBUG, "coordinator: %s is not whole: %s",
+                path, tsr_error_text());
     }
 }
 

@@ -6,7 +6,8 @@
 //                        with N (a full disk stays full); "short": a write moves a byte only
 //   TESSERA_FAULT_RANK   only in this rank of an MPI job
 //   TESSERA_FAULT_READ   read and pread of files whose path has this in it fail with EIO, always
-//   TESSERA_FAULT_COUNT  file that gets the number of calls counted when the process ends
+//   TESSERA_FAULT_DENIED open and access of files whose path has this in it fail with EACCES,
+//   always TESSERA_FAULT_COUNT  file that gets the number of calls counted when the process ends
 //
 // Counted: open (for writing or creating), write, pwrite, fsync, ftruncate, fallocate, rename,
 // renameat2, mkdir of a folder that isn't there. Calls that glibc makes inside itself (stdio) pass
@@ -66,6 +67,11 @@ static int judge_read(int fd) {
     return what[0] && !other_rank() && path_of(fd, path) && strstr(path, what) ? EIO : 0;
 }
 
+static int judge_right(const char *path) {
+    const char *what = setting("TESSERA_FAULT_DENIED");
+    return what[0] && !other_rank() && strstr(path, what) ? EACCES : 0;
+}
+
 #define REAL(name) (*(__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define FAIL_IF(error)                                                                             \
     do {                                                                                           \
@@ -83,7 +89,13 @@ int open(const char *path, int flags, ...) {
     va_end(ap);
     if (flags & (O_WRONLY | O_RDWR | O_CREAT))
         FAIL_IF(judge(path));
+    FAIL_IF(judge_right(path));
     return REAL(open)(path, flags, mode);
+}
+
+int access(const char *path, int mode) {
+    FAIL_IF(judge_right(path));
+    return REAL(access)(path, mode);
 }
 
 ssize_t write(int fd, const void *buf, size_t n) {

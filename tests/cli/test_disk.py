@@ -116,6 +116,20 @@ class FailingDisk(cli.Case):
                          "train", self.run_path, **options)
                 self.assertEqual(content(self.path("run/checkpoints")), before)
 
+    def test_denied(self):
+        """Checkpoints that somebody may not read are none that are damaged: nothing begins anew."""
+        options = self.faulted(0, FULL, 2, "")
+        self.good("train", self.run_path)
+        before = content(self.path("run/checkpoints"))
+        options["env"]["TESSERA_FAULT_DENIED"] = "run/checkpoints/step-"
+        self.bad(3, ["step-00000002", "Permission denied", "no other checkpoint is good"], "train",
+                 self.run_path, **options)
+        self.assertEqual(content(self.path("run/checkpoints")), before)
+        options["env"]["TESSERA_FAULT_DENIED"] += "00000002"
+        result = self.good("train", self.run_path, **options)
+        self.assertIn("step-00000002 is not used", result.err)
+        self.assertIn("resuming after step 1", result.err)
+
     def test_run_directory(self):
         """The resolved run file can't be written."""
         for at in range(1, self.n_calls(0, "", "run/config.yaml") + 1):
