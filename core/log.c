@@ -31,12 +31,10 @@ static struct {
     bool tty, colour;
 } g = {.world = 1, .level = -1, .fd = -1};
 
-static const char SHARED[] = "TESSERA_TERMINAL"; // columns of the terminal where all this ends up
-
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 int tsr_log_shared_columns(void) {
-    const char *text = getenv(SHARED);
+    const char *text = getenv("TESSERA_TERMINAL");
     return text ? atoi(text) : 0;
 }
 
@@ -103,7 +101,7 @@ void tsr_log_share(void) {
         return;
     bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0;
     snprintf(columns, sizeof columns, "%d", known ? w.ws_col : 80);
-    if (setenv(SHARED, columns, 1) == 0)
+    if (setenv("TESSERA_TERMINAL", columns, 1) == 0)
         atomic_store(&g.shared, true);
 }
 

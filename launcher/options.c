@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/error.h"
+#include "core/log.h"
 #include "core/run.h"
 #include "dist/comm.h"
 
@@ -130,10 +131,11 @@ int tsr_options_parse(const struct tsr_command_line *cl, int argc, char **argv, 
 
 int tsr_report(const char *command, int rc) {
     const char *text = tsr_error_text(), *end;
+    const char *wipe = tsr_log_shared_columns() > 0 ? "\r\033[K" : ""; // somebody's bar
     if (rc < 0)
         do {
             end = text + strcspn(text, "\n");
-            fprintf(stderr, "%s: error: %.*s\n", command, (int)(end - text), text);
+            fprintf(stderr, "%s%s: error: %.*s\n", wipe, command, (int)(end - text), text);
             text = end + 1;
         } while (*end);
     return tsr_exit_code(rc);

@@ -16,6 +16,7 @@ enum { MAX_QUICK_DEATHS = 5 };
 #define RECONNECT_S 0.2
 #define ASK_S       1.0 // between questions for the status
 #define JOIN_ASK_S  0.2 // the same, until all ranks have joined
+#define SILENT_S    3.0 // beyond lost_ms
 #define END_S       3.0 // for it to end
 #define ALONE_S     2.0 // for the ranks to end after a coordinator that did in order
 #define QUICK_S     30.0
@@ -57,6 +58,15 @@ static int on_message(void *arg, uint16_t type, const ProtobufCMessage *m) {
     return 0;
 }
 
+// What was said before was dropped.
+static int on_welcome(void *arg, const Tessera__Control__Welcome *w) {
+    struct tsr_super *s = arg;
+    (void)w;
+    s->heard_s = tsr_now();
+    s->stop_said_s = s->asked_s = 0.0;
+    return 0;
+}
+
 static void on_ended(void *arg, int code) {
     struct tsr_super *s = arg;
     if (code < 0)
@@ -70,6 +80,7 @@ static void connect_link(struct tsr_super *s) {
                                .address = &s->address,
                                .hello = &s->hello,
                                .timeout_s = START_S,
+                               .welcome = on_welcome,
                                .message = on_message,
                                .ended = on_ended,
                                .arg = s};
@@ -223,18 +234,18 @@ static bool has_finished(struct tsr_super *s, double now) {
     return now - s->alone_s < ALONE_S;
 }
 
-// One that is stopped or hangs must go before the ranks give it up. What it does on disks it does
-// on threads, so a sound one answers within a moment. While we slept ourselves nobody was heard.
+// One that is stopped or hangs must go before the ranks give it up (lost_ms + 5 s). Checkpoints are
+// its threads' work, so a sound one answers within a moment. While we slept nobody was heard.
 static void end_silent(struct tsr_super *s, double now) {
-    double limit_s = (double)s->opt->run->supervise.lost_ms * 1e-3 + ASK_S;
+    double limit_s = (double)s->opt->run->supervise.lost_ms * 1e-3 + SILENT_S;
     if (now - s->tended_s > ASK_S)
         s->heard_s += now - s->tended_s;
     s->tended_s = now;
     if (s->is_silent || now - s->heard_s < limit_s)
         return;
-    tsr_warn("the coordinator does not answer for %.1f s: it is killed", now - s->heard_s);
-    kill(s->coordinator.pid, SIGKILL);
+    kill(s->coordinator.pid, SIGKILL); // first: what stopped it may stop us, too, when we write
     s->is_silent = true;
+    tsr_warn("the coordinator did not answer for %.1f s: it was killed", now - s->heard_s);
 }
 
 int tsr_super_coordinator_tend(struct tsr_super *s) {

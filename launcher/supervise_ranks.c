@@ -19,7 +19,7 @@
 enum { MAX_ENVIRONMENT = 4 << 20 };
 #define LOOK_S       0.1  // between looks while ranks start
 #define LOOK_LATER_S 0.25 // once the coordinator knows all of them
-#define VANISHED_S   3.0  // mpirun ends its job within two seconds, when it notices
+#define VANISHED_S   10.0 // mpirun ends its job within two seconds, or a little more, if it notices
 #define BEFORE_S     0.5  // what the coordinator saw so much later was a consequence
 
 struct tsr_rank_seen {

@@ -33,9 +33,8 @@ int tsr_super_check_names(const struct tsr_super *s) {
         int rc = look_up(name, &to);
         if (rc == 0)
             freeaddrinfo(to);
-        if (rc == EAI_AGAIN)
-            return 0; // the resolver is away: the name may be good
-        if (rc != 0)
+        // Where the resolver is away, or we lack something, the name may be good.
+        if (rc == EAI_NONAME || rc == EAI_NODATA)
             return tsr_fail(TSR_EUSAGE, "host %s: %s", name, gai_strerror(rc));
     }
     return 0;

@@ -86,16 +86,19 @@ struct process {
     pid_t pid, parent;
 };
 
-// Parent and state of a process; false when it is gone or a zombie.
+// Parent and state of a process; false when it is gone or a zombie. One that can't be looked at
+// for another reason (no descriptor is left) has an unknown parent, 0.
 static bool look_at(const char *name, struct process *p) {
     char path[64], text[512];
     snprintf(path, sizeof path, "/proc/%.20s/stat", name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    bool gone = n == 0 || (n < 0 && (errno == ENOENT || errno == ESRCH));
     if (fd >= 0)
         close(fd);
+    *p = (struct process){(pid_t)atoi(name), 0};
     if (n <= 0)
-        return false;
+        return !gone;
     text[n] = 0;
     const char *after = strrchr(text, ')'); // the name inside may hold anything
     char state;

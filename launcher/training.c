@@ -14,7 +14,7 @@
 
 enum { EVAL_TOKENS = 1 << 17 };
 
-static struct tsr_progress *signalled; // the handler's only way to the job
+static struct tsr_progress *_Atomic signalled; // the handler's only way to the job
 static volatile sig_atomic_t asked_to_stop;
 
 static void on_signal(int sig) {

@@ -243,8 +243,8 @@ static void test_coordinator_dies(void **state) {
 
 static void test_coordinator_hangs(void **state) {
     (void)state;
-    struct outcome o = run_script("sleep=0.2 stopcoord sleep=6 exit=0", 0, 1);
-    assert_says(&o, "the coordinator does not answer for ");
+    struct outcome o = run_script("sleep=0.2 stopcoord sleep=8 exit=0", 0, 1);
+    assert_says(&o, "the coordinator did not answer for ");
     assert_says(&o, "the coordinator ended with exit code 137 and is started again");
     forget(&o);
 }
