@@ -1,7 +1,10 @@
 #include "launcher/device.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "core/error.h"
 #include "core/io.h"
@@ -169,17 +172,46 @@ int tsr_device_check(const struct tsr_device_want *want) {
     return rc < 0 ? refuse(want, rc) : 0;
 }
 
-int tsr_device_survey(int *n_devices, uint64_t *free_bytes) {
+struct survey {
+    int n_devices;
+    uint64_t free_bytes;
+};
+
+static int look_at_devices(struct survey *out) {
     const struct tsr_plugin *plugin;
     const struct tsr_device_opt first = {.dtype = TSR_DT_F32, .timeout_s = 60, .exact = true};
     struct tsr_ctx ctx;
     size_t n = 0, total;
-    TSR_TRY(find_devices(&plugin, n_devices));
+    TSR_TRY(find_devices(&plugin, &out->n_devices));
     TSR_TRY(plugin->open(&ctx, &first));
     int rc = ctx.ops->memory(&ctx, &n, &total);
-    ctx.ops->close(&ctx);
-    *free_bytes = n;
+    out->free_bytes = n;
     return rc;
+}
+
+// In a process of its own: whoever has once opened a device holds some of its memory, or all of a
+// device that takes one process only, until it ends.
+int tsr_device_survey(int *n_devices, uint64_t *free_bytes) {
+    struct survey found = {0, 0};
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return tsr_fail(TSR_EIO, "cannot open a pipe: %s", strerror(errno));
+    pid_t child = fork();
+    if (child == 0) {
+        bool ok = look_at_devices(&found) == 0;
+        _exit(ok && write(ends[1], &found, sizeof found) == sizeof found ? 0 : 1);
+    }
+    close(ends[1]);
+    ssize_t n = child < 0 ? 0 : read(ends[0], &found, sizeof found);
+    close(ends[0]);
+    if (child > 0)
+        while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+            continue;
+    if (n != sizeof found)
+        return tsr_fail(TSR_EUSAGE, "this machine has no CUDA device that can be used");
+    *n_devices = found.n_devices;
+    *free_bytes = found.free_bytes;
+    return 0;
 }
 
 int tsr_device_open(struct tsr_device *d, struct tsr_ctx *ctx, struct tsr_comm *c,

@@ -38,7 +38,7 @@ struct tsr_device_want tsr_device_of_run(const struct tsr_run *r);
 // starts the ranks on this host. TSR_EUSAGE.
 int tsr_device_check(const struct tsr_device_want *want);
 
-// How many devices this machine has, and what the first has free. TSR_EUSAGE: none, and why.
+// How many devices this machine has, and what the first has free. TSR_EUSAGE: none.
 int tsr_device_survey(int *n_devices, uint64_t *free_bytes);
 
 // Whether messages between devices are to go through the host (TESSERA_TRANSPORT=host).

@@ -23,15 +23,19 @@ static int world_of(int *world, const char *path, const char *const *overrides, 
 }
 
 // Whether the ranks will compute on a CUDA device, as far as can be told here: `auto` takes what it
-// finds.
-static void find_device(struct tsr_run *r, struct tsr_room *room) {
+// finds, and with devices that are `asked` about it will find some.
+static int find_device(struct tsr_run *r, struct tsr_room *room, bool asked) {
     int n = 0;
     uint64_t free_bytes = 0;
     bool found = r->device.backend != TSR_BACKEND_CPU && tsr_device_survey(&n, &free_bytes) == 0;
-    if (found)
+    if (asked && r->device.backend == TSR_BACKEND_CPU)
+        return tsr_fail(TSR_EUSAGE, "--devices-per-host, --device-memory: this run computes on the "
+                                    "CPU (device.backend: cpu)");
+    if (found || (asked && r->device.backend == TSR_BACKEND_AUTO))
         r->device.backend = TSR_BACKEND_CUDA;
     *room = (struct tsr_room){.devices = found ? n : 0,
                               .device_bytes = found ? free_bytes : UINT64_MAX};
+    return 0;
 }
 
 // How a run is planned that is `run` once `auto` is decided.
@@ -45,7 +49,8 @@ struct tsr_plan_opt tsr_plan_options(const struct tsr_run *run, int per_host) {
 
 static int find_room(struct tsr_planned *p, const struct tsr_planned_for *where, int per_host) {
     struct tsr_machine_memory m;
-    find_device(&p->job.run, &p->room);
+    bool asked = where->devices > 0 || where->device_bytes > 0;
+    TSR_TRY(find_device(&p->job.run, &p->room, asked));
     if (where->devices > 0)
         p->room.devices = (int)where->devices;
     else if (p->room.devices == 0)

@@ -113,6 +113,11 @@ class Plan(cli.Case):
                 self.assertFalse(plan["fits"])
                 for advice in plan["advice"]:
                     self.assertLess(advice["device_bytes"], full)
+        asked = self.plan(path, "--devices-per-host", 2)  # `auto` will find them
+        self.assertEqual((asked["devices"], asked["device_bytes"]), (2, max(each[0] + each[2],
+                                                                            each[1] + each[3])))
+        self.bad(cli.USAGE, "computes on the CPU", "plan", path, "device.backend=cpu",
+                 "--device-memory", 80)
         text = self.good("plan", path, "device.backend=cuda", "--device-memory", gib).out.decode()
         self.assertRegex(text, r"memory of a device +[0-9.]+ MiB of [0-9.]+ MiB, 4 on a host")
         self.assertRegex(text, r"a device [0-9.]+ MiB")
