@@ -97,7 +97,7 @@ static int queue_pair(struct tsr_bpe *b, uint32_t at) {
 static int no_unk(const char *word, size_t at) {
     return tsr_fail(
         TSR_EDATA,
-        "the tokenizer has no token for the byte 0x%02x and its unk_token is not in its "
+        "the tokenizer has no token for text with the byte 0x%02x and its unk_token is not in its "
         "vocabulary",
         (unsigned)(unsigned char)word[at]);
 }

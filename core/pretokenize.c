@@ -117,6 +117,14 @@ static int parse_metaspace(struct stage *st, const json_t *json, const char *whe
     TSR_TRY(tsr_field_string(json, "replacement", where, &mark));
     TSR_TRY(tsr_field_bool(json, "add_prefix_space", 1, where, &prefix));
     TSR_TRY(tsr_field_bool(json, "split", 1, where, &cut));
+    size_t mark_bytes = 0;
+    if (*mark)
+        tsr_utf8_get(mark, &mark_bytes);
+    if (mark_bytes == 0 || mark[mark_bytes])
+        return tsr_fail(TSR_EMODEL, "%s: expected one character as \"replacement\"", where);
+    const json_t *given = json_object_get(json, "prepend_scheme");
+    if (given && !json_is_null(given) && !scheme)
+        return tsr_fail(TSR_EMODEL, "%s: expected a string as \"prepend_scheme\"", where);
     int i = scheme ? 0 : prefix ? ALWAYS : NEVER;
     while (scheme && i <= ALWAYS && strcmp(scheme, PREPEND[i]) != 0)
         i++;
@@ -172,6 +180,9 @@ int tsr_pretok_parse(struct tsr_pretok **out, const json_t *json, const char *wh
     if (rc == 0 && n_byte_level > 1)
         rc = tsr_fail(TSR_EMODEL, "%s: expected one \"ByteLevel\" step, found %d", part,
                       n_byte_level);
+    if (rc == 0 && n_metaspace > 1)
+        rc = tsr_fail(TSR_EMODEL, "%s: expected one \"Metaspace\" step, found %d", part,
+                      n_metaspace);
     if (rc == 0 && n_byte_level > 0 && n_metaspace > 0)
         rc = tsr_fail(TSR_EMODEL, "%s: \"Metaspace\" beside \"ByteLevel\" is not supported", part);
     if (rc < 0)

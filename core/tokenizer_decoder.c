@@ -6,6 +6,8 @@
 #include <ctype.h>
 #include <string.h>
 
+enum { MOST_REPLACED = 64 }; // bytes that each character of the vocabulary may become
+
 int tsr_byte_of_token(const char *text, size_t n_bytes) {
     if (n_bytes != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>' ||
         !isxdigit((unsigned char)text[3]) || !isxdigit((unsigned char)text[4]))
@@ -35,6 +37,9 @@ static int read_replace(struct tsr_decoder *d, const json_t *json, const char *w
     bool literal;
     TSR_TRY(tsr_field_pattern(json, "pattern", where, &from, &literal));
     TSR_TRY(tsr_field_string(json, "content", where, &to));
+    if (strlen(to) > MOST_REPLACED)
+        return tsr_fail(TSR_EMODEL, "%s: expected a Replace by at most %d bytes, found %zu", where,
+                        MOST_REPLACED, strlen(to));
     if (!literal || !*from)
         return tsr_fail(TSR_EMODEL, "%s: a Replace of anything but a text is not supported", where);
     d->from = strdup(from);
@@ -65,6 +70,8 @@ static int read_chars(struct tsr_decoder *d, const json_t *decoder, const char *
     bool fused = false;
     if (strcmp(tsr_field_type(decoder), "Sequence") != 0)
         return tsr_field_refuse(decoder, where);
+    if (!json_is_array(list))
+        return tsr_fail(TSR_EMODEL, "%s: expected a list as \"decoders\"", where);
     json_array_foreach(list, i, item) {
         const char *type = tsr_field_type(item);
         size_t k = next;

@@ -213,7 +213,6 @@ static const struct tsr_part parts[] = {
 };
 
 int tsr_cmd_tokenizer(int argc, char **argv) {
-    return tsr_parts_run("tessera tokenizer",
-                         "Byte-level BPE tokenizers in Hugging Face's tokenizer.json.", parts,
-                         sizeof parts / sizeof *parts, argc, argv);
+    return tsr_parts_run("tessera tokenizer", "BPE tokenizers in Hugging Face's tokenizer.json.",
+                         parts, sizeof parts / sizeof *parts, argc, argv);
 }
