@@ -53,7 +53,7 @@ static int check_shards(int64_t tp, int64_t V) {
         fit *= 2;
     return tsr_fail(TSR_ECONFIG,
                     "parallel.tp: %lld ranks can't share %lld virtual shards (V / tp must be a "
-                    "power of two): tp can be %s, or set parallel.virtual_shards to %lld",
+                    "power of two, or tp 1): tp can be %s, or set parallel.virtual_shards to %lld",
                     (long long)tp, (long long)V, c.text, (long long)fit);
 }
 
@@ -77,7 +77,7 @@ static int check_replicas(const struct tsr_run *r, int64_t dp, int64_t W) {
             fit *= 2;
         return tsr_fail(TSR_ECONFIG,
                         "parallel.dp: %lld ranks can't share the %lld pieces of the global batch "
-                        "(W / dp must be a power of two): dp can be %s, or set "
+                        "(W / dp must be a power of two, or dp 1): dp can be %s, or set "
                         "parallel.virtual_replicas to %lld",
                         (long long)dp, (long long)W, c.text, (long long)fit);
     }

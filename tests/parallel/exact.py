@@ -75,9 +75,10 @@ GROUPS = {
                      micro_batches=(1, 2), schedules=SCHEDULES[:2]),
     "odd-9-3": Group(odd(hidden=36, heads=9, kv=3), 2, "211 411 221 412", seq_len=11,
                      micro_batches=(1, 4), schedules=SCHEDULES[:2]),
-    # Shards and replicas that three ranks can share, or one. A micro-batch of 4 is two replicas.
+    # Shards and replicas that three ranks can share, or one. A micro-batch of 4
+    # is two replicas, one of 12 all six.
     "three": Group(odd(hidden=36, heads=9, kv=3, layers=6), 6,
-                   "111 311 131 113 321 123", seq_len=11, micro_batches=(1, 2, 4), batch=12,
+                   "111 311 131 113 321 123", seq_len=11, micro_batches=(1, 2, 4, 12), batch=12,
                    shards=6, replicas=6),
 }
 
